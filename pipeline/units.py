@@ -1,0 +1,114 @@
+"""Quantities as people write them in YAML: `40ms`, `3s`, `48k`, `640x480@30`, `16k/mono/20ms`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+from .clock import MS, SECOND
+
+_UNIT_NS = {
+    "ns": 1,
+    "us": 1_000,
+    "ms": MS,
+    "s": SECOND,
+    "m": 60 * SECOND,
+    "min": 60 * SECOND,
+    "h": 3600 * SECOND,
+}
+_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ns|us|ms|s|min|m|h)\s*")
+_RATE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(k|M)?\s*")
+_SIZE = re.compile(r"\s*(\d+)x(\d+)(?:@(\d+(?:\.\d+)?))?\s*")
+_BYTES = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(B|kB|MB|GB|KiB|MiB|GiB)\s*")
+_BYTE_UNIT = {
+    "B": 1,
+    "kB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
+}
+
+
+def parse_duration(value: Any) -> int:
+    """`"40ms"` → ns. A bare number is refused: nobody can guess its unit."""
+    if isinstance(value, str) and (m := _DURATION.fullmatch(value)):
+        return round(float(m[1]) * _UNIT_NS[m[2]])
+    raise ValueError(
+        f"{value!r} is not a duration; write a number and a unit, as 40ms, 1.5s or 2min"
+    )
+
+
+def parse_rate(value: Any) -> int:
+    """`48k`, `16000` → Hz or b/s."""
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    if isinstance(value, str) and (m := _RATE.fullmatch(value)):
+        return round(float(m[1]) * {None: 1, "k": 1_000, "M": 1_000_000}[m[2]])
+    raise ValueError(f"{value!r} is not a rate; write 48k, 16000 or 1.5M")
+
+
+def parse_bytes(value: Any) -> int:
+    """`64MiB` → bytes."""
+    if isinstance(value, str) and (m := _BYTES.fullmatch(value)):
+        return round(float(m[1]) * _BYTE_UNIT[m[2]])
+    raise ValueError(f"{value!r} is not a size; write a number and a unit, as 64MiB or 500kB")
+
+
+Duration = Annotated[int, BeforeValidator(lambda v: v if isinstance(v, int) else parse_duration(v))]
+"""pydantic field: ns, written as `40ms`."""
+
+
+@dataclass(frozen=True, slots=True)
+class VideoFormat:
+    """`640x480@30`: pixels and frames per second; fps 0 means as captured."""
+
+    width: int
+    height: int
+    fps: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class AudioFormat:
+    """`48k/mono/20ms`: Hz, channels and frame length in ns."""
+
+    rate_hz: int
+    channels: int = 1
+    frame: int = 20 * MS
+
+
+def parse_video(value: Any) -> VideoFormat:
+    if isinstance(value, VideoFormat):
+        return value
+    if isinstance(value, str) and (m := _SIZE.fullmatch(value)):
+        width, height = int(m[1]), int(m[2])
+        if 16 <= width <= 7680 and 16 <= height <= 4320:
+            return VideoFormat(width, height, float(m[3] or 0))
+    raise ValueError(f"{value!r} is not a video format; write WIDTHxHEIGHT@FPS, as 640x480@30")
+
+
+def parse_audio(value: Any) -> AudioFormat:
+    if isinstance(value, AudioFormat):
+        return value
+    if isinstance(value, str):
+        parts = value.split("/")
+        channels = {"mono": 1, "stereo": 2}
+        try:
+            rate = parse_rate(parts[0])
+            count = channels[parts[1]] if len(parts) > 1 else 1
+            frame = parse_duration(parts[2]) if len(parts) > 2 else 20 * MS
+            if len(parts) <= 3 and 8_000 <= rate <= 192_000 and 10 * MS <= frame <= 120 * MS:
+                return AudioFormat(rate, count, frame)
+        except (KeyError, ValueError):
+            pass
+    raise ValueError(
+        f"{value!r} is not an audio format; write RATE/mono|stereo/FRAME, as 48k/mono/20ms"
+    )
+
+
+Video = Annotated[VideoFormat, BeforeValidator(parse_video)]
+Audio = Annotated[AudioFormat, BeforeValidator(parse_audio)]

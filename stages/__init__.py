@@ -1,0 +1,11 @@
+"""One file per stage. The catalogue maps `use:` names to classes without importing them."""
+
+CATALOG = {
+    "vad.silero": "vad:SileroVad",
+    "asr.pocketsphinx": "asr:PocketSphinxAsr",
+    "agent.commands": "agent:CommandsAgent",
+    "tts.stream": "tts:StreamTts",
+    "video.overlay": "overlay:CaptionOverlay",
+    "video.restyle": "restyle:Restyle",
+    "video.look": "look:Look",
+}
