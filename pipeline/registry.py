@@ -44,9 +44,7 @@ def load(use: str) -> type[Stage]:
     try:
         cls = getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as e:
-        raise StageError(
-            f"stage {use!r} needs the package {e.name!r}, which is not installed"
-        ) from e
+        raise StageError(f"stage {use!r} needs the package {e.name!r}, which is not installed") from e
     if not (isinstance(cls, type) and issubclass(cls, Stage)):
         raise StageError(f"stage {use!r}: {table[use]} is not a Stage")
     return cls

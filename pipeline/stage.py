@@ -127,6 +127,14 @@ class Context(Protocol):
         """Tell the session's listeners (page, MQTT, cancel rules). Never blocks."""
         ...
 
+    def set_params(self, node: str, values: Mapping[str, object]) -> None:
+        """Change another node's live parameters. Raises: StageError, naming what is accepted."""
+        ...
+
+    def interrupt(self, scope: str) -> None:
+        """Start a new epoch of `scope`: all that is older dies. Never blocks."""
+        ...
+
 
 class DeadlineMissed(Exception):
     """The work was dropped because it could not be done in time."""

@@ -38,9 +38,7 @@ def parse_duration(value: Any) -> int:
     """`"40ms"` → ns. A bare number is refused: nobody can guess its unit."""
     if isinstance(value, str) and (m := _DURATION.fullmatch(value)):
         return round(float(m[1]) * _UNIT_NS[m[2]])
-    raise ValueError(
-        f"{value!r} is not a duration; write a number and a unit, as 40ms, 1.5s or 2min"
-    )
+    raise ValueError(f"{value!r} is not a duration; write a number and a unit, as 40ms, 1.5s or 2min")
 
 
 def parse_rate(value: Any) -> int:
@@ -105,9 +103,7 @@ def parse_audio(value: Any) -> AudioFormat:
                 return AudioFormat(rate, count, frame)
         except (KeyError, ValueError):
             pass
-    raise ValueError(
-        f"{value!r} is not an audio format; write RATE/mono|stereo/FRAME, as 48k/mono/20ms"
-    )
+    raise ValueError(f"{value!r} is not an audio format; write RATE/mono|stereo/FRAME, as 48k/mono/20ms")
 
 
 Video = Annotated[VideoFormat, BeforeValidator(parse_video)]

@@ -1,4 +1,4 @@
-"""An event loop whose clock jumps: an hour of simulated dialogue runs in seconds, in the same order each time.
+"""An event loop whose clock jumps: an hour of dialogue simulated in seconds, in the same order each time.
 
 When nothing is ready, time moves to the next timer at once. There are no sockets and no threads in a
 simulation: waiting for something that no timer will bring is a bug, told as `SimulationDeadlock`.

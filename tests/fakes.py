@@ -1,0 +1,85 @@
+"""Stand-ins for the engine, so that a stage is tested without queues, tasks or sockets."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from penstock.pipeline.clock import NEVER, SECOND, Clock, ManualClock
+from penstock.pipeline.frame import AudioFrame, Frame
+from penstock.pipeline.stage import Stage
+
+T = TypeVar("T")
+
+
+class InlinePool:
+    """Runs at once, on the caller's thread."""
+
+    async def call(self, fn: Callable[..., T], *args: object, deadline: int = NEVER) -> T:
+        return fn(*args)
+
+
+class FakeContext:
+    """Records what a stage tells its session."""
+
+    def __init__(self, clock: Clock | None = None, *, realtime: bool = True, epoch: int = 0) -> None:
+        self.session = "s-test"
+        self.node = "node"
+        self.clock: Clock = clock or ManualClock()
+        self.realtime = realtime
+        self.epoch = epoch
+        self.events: list[tuple[str, dict[str, object]]] = []
+        self.params: list[tuple[str, dict[str, object]]] = []
+        self.interrupts: list[str] = []
+
+    def pool(self, name: str | None = None) -> InlinePool:
+        return InlinePool()
+
+    def emit(self, event: str, **fields: object) -> None:
+        self.events.append((event, fields))
+
+    def set_params(self, node: str, values: Mapping[str, object]) -> None:
+        self.params.append((node, dict(values)))
+
+    def interrupt(self, scope: str) -> None:
+        self.interrupts.append(scope)
+        self.epoch += 1
+
+
+class Collected:
+    """Outputs that keep every frame, by port."""
+
+    def __init__(self, *, epoch: int = 0, source: str = "test.out") -> None:
+        self.epoch = epoch
+        self.source = source
+        self.frames: list[tuple[str, Frame]] = []
+
+    def post(self, port: str, frame: Frame) -> None:
+        self.frames.append((port, frame))
+
+    async def send(self, port: str, frame: Frame) -> None:
+        self.frames.append((port, frame))
+
+    def of(self, port: str) -> list[Any]:
+        return [frame for name, frame in self.frames if name == port]
+
+
+async def feed(stage: Stage, port: str, frame: Frame, out: Collected) -> None:
+    """Call `process` as the engine does, whether it is a coroutine or a plain function."""
+    result = stage.process(port, frame, out)
+    if inspect.isawaitable(result):
+        await result
+
+
+def audio_frames(pcm: NDArray[np.int16], rate_hz: int = 16_000, frame_ms: int = 20) -> list[AudioFrame]:
+    """Cut (T,) or (T, C) int16 PCM into frames with true pts; the last may be short."""
+    if pcm.ndim == 1:
+        pcm = pcm[:, None]
+    step = rate_hz * frame_ms // 1000
+    return [
+        AudioFrame(pts=i * SECOND // rate_hz, pcm=pcm[i : i + step], rate_hz=rate_hz)
+        for i in range(0, len(pcm), step)
+    ]
