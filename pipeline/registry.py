@@ -10,7 +10,11 @@ from importlib.metadata import entry_points
 
 from .stage import Stage, StageError
 
-_ROOT = __package__.rpartition(".")[0]  # "penstock"
+_ROOT = __name__.split(".")[0]  # "penstock"
+
+
+EXTRA: dict[str, type[Stage]] = {}
+"""Stages of an embedding program or a test, by `use` name: classes that need no packaging."""
 
 
 class UnknownStage(StageError):
@@ -32,13 +36,14 @@ def catalog() -> Mapping[str, str]:
     return table
 
 
-@cache
 def load(use: str) -> type[Stage]:
     """The stage class of a `use` name. Raises: UnknownStage, or StageError when a package is missing."""
+    if use in EXTRA:
+        return EXTRA[use]
     table = catalog()
     if use not in table:
-        near = get_close_matches(use, table, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        match = get_close_matches(use, table, n=1)
+        hint = f"; did you mean {match[0]!r}?" if match else ";"
         raise UnknownStage(f"unknown stage {use!r}{hint} known: {', '.join(sorted(table))}")
     module, _, name = table[use].partition(":")
     try:

@@ -1,0 +1,297 @@
+"""Runs one node of one session: takes frames, calls the stage, restarts it when it fails."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping
+from typing import TYPE_CHECKING, Any
+
+from .clock import SECOND, Clock
+from .edge import Edge, Waker
+from .frame import EventFrame, Frame, Gap
+from .graph import NodePlan
+from .stage import Control, DeadlineMissed, Flush, Pool, Stage, StageError
+
+if TYPE_CHECKING:
+    from .session import Session
+
+log = logging.getLogger(__name__)
+
+RESTARTS = 3  # within RESTART_WINDOW, then the node is given up
+RESTART_WINDOW = 60 * SECOND
+BACKOFF = SECOND // 5  # before the first restart; doubled for each further one
+
+
+class CriticalFailure(Exception):
+    """A node that the session cannot do without has failed for good."""
+
+
+class NodeOutputs:
+    """The node's `Outputs`: fans each frame out to the edges of a port."""
+
+    __slots__ = ("_edges", "_on_event", "blocking", "epoch", "node", "source")
+
+    def __init__(
+        self, node: str, ports: Mapping[str, list[Edge]], on_event: Callable[[EventFrame], None]
+    ) -> None:
+        self.epoch = 0
+        self.source = ""
+        self.node = node
+        self._edges = ports
+        self._on_event = on_event
+        self.blocking = [e for edges in ports.values() for e in edges if e.bound.full == "block"]
+
+    def post(self, port: str, frame: Frame) -> None:
+        try:
+            edges = self._edges[port]
+        except KeyError:
+            raise StageError(
+                f"{self.node!r} has no output port {port!r}; it has: {', '.join(self._edges)}"
+            ) from None
+        for edge in edges:
+            edge.put(frame)
+        if type(frame) is EventFrame:
+            self._on_event(frame)
+
+    def puts(self) -> int:
+        """Frames put on the busiest port, for a source's rate."""
+        return max((e.puts for edges in self._edges.values() for e in edges), default=0)
+
+    def close(self) -> None:
+        """The stage has ended: so do its edges."""
+        for edges in self._edges.values():
+            for edge in edges:
+                edge.close()
+
+    async def send(self, port: str, frame: Frame) -> None:
+        self.post(port, frame)
+        for edge in self._edges[port]:
+            if edge.bound.full == "block" and edge.is_full:
+                await edge.room()
+
+
+class Runner:
+    """One node: its stage, its edges, its state. Also the stage's `Context`."""
+
+    def __init__(
+        self, session: Session, plan: NodePlan, make: Callable[[], Stage], waker: Waker, clock: Clock
+    ) -> None:
+        self.plan = plan
+        self.node = plan.name
+        self.session = session.id
+        self.clock = clock
+        self.realtime = session.realtime
+        self.params = plan.params
+        self.state = "starting"  # running, restarting, failed, ended
+        self.inputs: list[Edge] = []
+        self.out = NodeOutputs(plan.name, {}, self._on_event)
+        self.stage = make()
+        self.processed = 0
+        self.missed = 0  # rows dropped by a pool
+        self.busy = 0  # ns inside process(), waiting included
+        self.restarts = 0
+        self.error = ""
+        self._session = session
+        self._make = make
+        self._waker = waker
+        self._control: deque[Control] = deque()
+        self._failures: deque[int] = deque()
+        self._processing = False
+        self._scope_sources: frozenset[str] = frozenset()
+
+    # ------------------------------------------------------------ Context
+
+    @property
+    def epoch(self) -> int:
+        return self._session.epochs.get(self.plan.scope, 0)
+
+    def pool(self, name: str | None = None) -> Pool:
+        return self._session.pool(name or self.plan.pool)
+
+    def emit(self, event: str, **fields: object) -> None:
+        self._session.notify(self.node, event, fields, self.clock.now())
+
+    def set_params(self, node: str, values: Mapping[str, object]) -> None:
+        self._session.set_params(node, values)
+
+    def interrupt(self, scope: str) -> None:
+        self._session.interrupt(scope, cause=self.node)
+
+    # ------------------------------------------------------------ wiring, by the session
+
+    def connect(
+        self, ports: Mapping[str, list[Edge]], inputs: list[Edge], scope_sources: frozenset[str]
+    ) -> None:
+        """scope_sources: "node.port" of inputs that already carry the epoch of this node's scope."""
+        self.out = NodeOutputs(self.node, ports, self._on_event)
+        self.inputs = inputs
+        self._scope_sources = scope_sources
+
+    async def setup(self) -> None:
+        self.stage.ctx = self
+        await self.stage.setup()
+        self.state = "running"
+
+    def tell(self, message: Control, spawn: Callable[[Coroutine[Any, Any, None]], object]) -> None:
+        """Put on the control lane. A flush is not kept waiting behind a frame that is being processed."""
+        if self.state != "running":
+            return
+        if isinstance(message, Flush) and self._processing:
+            spawn(self._control_now(message))
+        else:
+            self._control.append(message)
+            self._waker.wake()
+
+    async def _control_now(self, message: Control) -> None:
+        try:
+            await self.stage.control(message)
+        except asyncio.CancelledError:
+            raise
+        except Exception as e:
+            log.exception("%s/%s: control failed", self.session, self.node)
+            self.error = _words(e)
+
+    def _on_event(self, frame: EventFrame) -> None:
+        self._session.notify(self.node, frame.name, frame.fields, frame.pts)
+
+    # ------------------------------------------------------------ running
+
+    async def run(self) -> None:
+        """Until the media ends or the session is cancelled. Raises: CriticalFailure."""
+        try:
+            while True:
+                try:
+                    if self.plan.cls.ports.inputs:
+                        await self._consume()
+                    else:
+                        await self.stage.run(self.out)
+                    self.state = "ended"
+                    return
+                except asyncio.CancelledError:
+                    raise
+                except Exception as e:  # noqa: BLE001 - supervisor's boundary
+                    self._processing = False
+                    if not await self._recover(e):
+                        await self._pass_on()
+                        return
+        finally:
+            self.out.close()
+
+    async def _consume(self) -> None:
+        stage, out, inputs, now = self.stage, self.out, self.inputs, self.clock.now
+        process, blocking, single = stage.process, out.blocking, len(inputs) == 1
+        own_scope, scope_sources = self.plan.scope, self._scope_sources
+        while True:
+            while self._control:
+                await self._control_now(self._control.popleft())
+            for edge in blocking:
+                if edge.is_full:
+                    await edge.room()
+            edge = inputs[0] if single else _earliest(inputs)
+            start = now()
+            frame = edge.take(start) if edge is not None else None
+            if frame is None:
+                if any(e.queue for e in inputs):
+                    continue
+                if all(e.closed for e in inputs):
+                    break
+                if not self._control:
+                    await self._waker.wait()
+                continue
+            assert edge is not None
+            out.source = edge.source
+            out.epoch = self.epoch if own_scope and edge.source not in scope_sources else frame.epoch
+            self._processing = True
+            try:
+                result = (
+                    process(edge.dst_port, frame, out)
+                    if type(frame) is not Gap
+                    else stage.gap(edge.dst_port, frame, out)
+                )
+                if result is not None:
+                    await result
+            except DeadlineMissed:
+                self.missed += 1
+            self._processing = False
+            self.processed += 1
+            self.busy += now() - start
+        out.epoch = self.epoch
+        result = stage.finish(out)
+        if inspect.isawaitable(result):
+            await result
+
+    async def _recover(self, error: Exception) -> bool:
+        """After a failure: a new stage on the same edges. False when it is given up."""
+        log.error("%s/%s failed: %s", self.session, self.node, _words(error), exc_info=error)
+        self.error = _words(error)
+        self.state = "restarting"
+        await self._close_stage()
+        while True:
+            now = self.clock.now()
+            self._failures.append(now)
+            while self._failures[0] < now - RESTART_WINDOW:
+                self._failures.popleft()
+            if self._session.is_bound(self.plan.use) or len(self._failures) > RESTARTS:
+                self.state = "failed"
+                self.emit("failed", error=self.error)
+                if self._session.is_bound(self.plan.use) or self.plan.critical:
+                    raise CriticalFailure(f"{self.node} failed: {self.error}") from error
+                return False
+            self.emit("restart", error=self.error, count=len(self._failures))
+            await self.clock.sleep(BACKOFF << (len(self._failures) - 1))
+            try:
+                self.stage = self._make()
+                await self.setup()
+                self.restarts += 1
+                return True
+            except asyncio.CancelledError:
+                raise
+            except Exception as e:
+                log.error("%s/%s did not restart: %s", self.session, self.node, _words(e), exc_info=e)
+                self.error = _words(e)
+                await self._close_stage()
+
+    async def _pass_on(self) -> None:
+        """Given up: where input and output are of one kind the media goes through, else it is discarded."""
+        ports = self.plan.cls.ports
+        through = {
+            name: name
+            for name, port in ports.inputs.items()
+            if name in ports.outputs and ports.outputs[name].type in port.types
+        }
+        while True:
+            for edge in self.inputs:
+                while (frame := edge.take(self.clock.now())) is not None:
+                    if edge.dst_port in through and type(frame) is not Gap:
+                        await self.out.send(edge.dst_port, frame)
+            if all(e.closed and not e.queue for e in self.inputs):
+                return
+            await self._waker.wait()
+
+    async def _close_stage(self) -> None:
+        try:
+            await self.stage.close()
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            log.exception("%s/%s: close failed", self.session, self.node)
+
+    close = _close_stage
+
+
+def _earliest(edges: list[Edge]) -> Edge | None:
+    """The edge whose head is oldest in media time; None when all are empty."""
+    best: Edge | None = None
+    for edge in edges:
+        if edge.queue and (best is None or edge.queue[0].pts < best.queue[0].pts):
+            best = edge
+    return best
+
+
+def _words(error: BaseException) -> str:
+    """The error as one line for logs and pages."""
+    text = str(error).strip().splitlines()
+    return (text[0] if text else type(error).__name__)[:300]

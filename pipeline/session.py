@@ -1,0 +1,303 @@
+"""One running copy of a graph: builds it from a `Plan`, runs it, tells what it does, closes it in time.
+
+The live ends (`webrtc.in`, `webrtc.out`) are bound when the session is made: to a peer, or to files. So
+the same graph serves both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+from pydantic import BaseModel, ValidationError
+
+from .clock import SECOND, Clock
+from .compiler import near
+from .edge import Edge, Waker
+from .graph import Plan
+from .pools import Pools, ThreadPool
+from .runner import CriticalFailure, Runner
+from .stage import Flush, SetParams, Stage, StageError
+from .stats import NodeRates, node_stats
+
+log = logging.getLogger(__name__)
+
+START_BUDGET = 60 * SECOND  # model loading included
+CLOSE_BUDGET = 2 * SECOND
+
+Binding: TypeAlias = Callable[[Any, Any], Stage]
+"""(options, params) → the stage that stands at this end."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionEvent:
+    """What the session tells its listeners. `pts` is ns on the session's clock."""
+
+    node: str
+    name: str
+    fields: Mapping[str, Any]
+    pts: int
+
+
+class Session:
+    """Life: `start` → running → `wait` returns when the media ended or `close` was called."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        session_id: str,
+        clock: Clock,
+        *,
+        bindings: Mapping[str, Binding] | None = None,
+        pools: Pools | None = None,
+        realtime: bool = True,
+    ) -> None:
+        self.plan = plan
+        self.id = session_id
+        self.clock = clock
+        self.realtime = realtime
+        self.epochs: dict[str, int] = dict.fromkeys(plan.scopes, 0)
+        self.failure = ""
+        self.runners: dict[str, Runner] = {}
+        self._bindings = bindings or {}
+        self._own_pools = pools is None
+        self._pools = pools or Pools(clock=clock)
+        self._listeners: list[Callable[[SessionEvent], None]] = []
+        self._scope_edges: dict[str, list[Edge]] = {scope: [] for scope in plan.scopes}
+        self._scope_nodes: dict[str, set[str]] = {scope: set() for scope in plan.scopes}
+        self._main: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self._side: set[asyncio.Task[None]] = set()
+        self._rates: dict[str, NodeRates] = {}
+        self._started = clock.now()
+
+    # ------------------------------------------------------------ life
+
+    async def start(self) -> None:
+        """Make and set up all stages, and run them. Raises: StageError in words, leaving nothing open."""
+        try:
+            self._build()
+            async with asyncio.timeout(START_BUDGET / SECOND):
+                await asyncio.gather(*(self._setup(r) for r in self.runners.values()))
+        except TimeoutError:
+            slow = [n for n, r in self.runners.items() if r.state == "starting"]
+            await self._close_stages()
+            raise StageError(f"not ready within {START_BUDGET // SECOND} s: {', '.join(slow)}") from None
+        except BaseException:
+            await self._close_stages()
+            raise
+        self._started = self.clock.now()
+        self._main = asyncio.create_task(self._run(), name=f"{self.id}/main")
+
+    async def _setup(self, runner: Runner) -> None:
+        try:
+            await runner.setup()
+        except StageError as e:
+            raise StageError(f"node {runner.node!r}: {e}") from e
+
+    async def wait(self) -> None:
+        """Until the session has ended and given everything back."""
+        if self._main is not None:
+            await asyncio.wait([self._main])
+        await self.close("ended")
+
+    async def close(self, reason: str = "closed") -> None:
+        """End now: bounded by CLOSE_BUDGET, idempotent, safe from any task."""
+        if self._closing is None:
+            log.info("session %s: %s", self.id, reason)
+            self._closing = asyncio.create_task(self._close(), name=f"{self.id}/close")
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        if self._main is not None and not self._main.done():
+            self._main.cancel()
+            _, pending = await asyncio.wait([self._main], timeout=CLOSE_BUDGET / SECOND / 2)
+            if pending:
+                stuck = [n for n, r in self.runners.items() if r.state == "running"]
+                log.error("session %s: tasks still running after cancel: %s", self.id, stuck)
+        for task in self._side:
+            task.cancel()
+        await self._close_stages()
+        for runner in self.runners.values():
+            for edge in runner.inputs:
+                edge.discard()
+        self.notify("session", "closed", {"reason": self.failure or "closed"}, self.clock.now())
+        self._listeners.clear()
+        if self._own_pools:
+            self._pools.close()
+
+    async def _close_stages(self) -> None:
+        closing = [asyncio.ensure_future(r.close()) for r in self.runners.values()]
+        if not closing:
+            return
+        _, pending = await asyncio.wait(closing, timeout=CLOSE_BUDGET / SECOND / 2)
+        for task in pending:
+            log.error("session %s: a stage did not close in time", self.id)
+            task.cancel()
+
+    async def _run(self) -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                for name, runner in self.runners.items():
+                    group.create_task(runner.run(), name=f"{self.id}/{name}")
+        except* CriticalFailure as failures:
+            self.failure = str(failures.exceptions[0])
+            log.error("session %s ends: %s", self.id, self.failure)
+
+    # ------------------------------------------------------------ building
+
+    def _build(self) -> None:
+        loop = asyncio.get_running_loop()
+        wakers = {name: Waker(loop) for name in self.plan.nodes}
+        ports: dict[str, dict[str, list[Edge]]] = {
+            name: {port: [] for port in node.cls.ports.outputs} for name, node in self.plan.nodes.items()
+        }
+        inputs: dict[str, list[Edge]] = {name: [] for name in self.plan.nodes}
+        for edge_plan in self.plan.edges():
+            bound = edge_plan.bound
+            if not self.realtime and bound.full != "latest":
+                bound = replace(bound, full="block")  # a file run loses nothing
+            edge = Edge(
+                edge_plan.source,
+                edge_plan.node,
+                edge_plan.port,
+                bound,
+                wakers[edge_plan.node],
+                thin=edge_plan.thin,
+            )
+            ports[edge_plan.source_node][edge_plan.source_port].append(edge)
+            inputs[edge_plan.node].append(edge)
+            scope = self.plan.nodes[edge_plan.source_node].scope
+            if scope:
+                self._scope_edges[scope].append(edge)
+                self._scope_nodes[scope] |= {edge_plan.source_node, edge_plan.node}
+        for name, node in self.plan.nodes.items():
+            runner = Runner(self, node, self._factory(name), wakers[name], self.clock)
+            same_scope = frozenset(
+                e.source
+                for e in inputs[name]
+                if node.scope and self.plan.nodes[e.source.partition(".")[0]].scope == node.scope
+            )
+            runner.connect(ports[name], inputs[name], same_scope)
+            if node.scope:
+                self._scope_nodes[node.scope].add(name)
+            self.runners[name] = runner
+
+    def _factory(self, name: str) -> Callable[[], Stage]:
+        node = self.plan.nodes[name]
+
+        def make() -> Stage:
+            runner = self.runners.get(name)
+            params = runner.params if runner else node.params
+            return self._bindings.get(node.use, node.cls)(node.options, params)
+
+        return make
+
+    def is_bound(self, use: str) -> bool:
+        """Is this an end that the session was made for (a peer, a file)? It cannot be restarted."""
+        return use in self._bindings
+
+    def pool(self, name: str) -> ThreadPool:
+        return self._pools.get(name)
+
+    # ------------------------------------------------------------ control
+
+    def set_params(self, node: str, values: Mapping[str, object]) -> None:
+        """Change live parameters of a node, all or nothing.
+
+        Raises: StageError naming the node, the parameter, the value and what is accepted.
+        """
+        runner = self.runners.get(node)
+        if runner is None:
+            raise StageError(f"unknown node {node!r}{near(node, list(self.runners))}")
+        model = runner.plan.cls.Params
+        for key in values:
+            if key not in model.model_fields:
+                raise StageError(f"{node!r} has no parameter {key!r}{near(key, list(model.model_fields))}")
+        runner.params = _validated(model, runner.params, values, node)
+        changed = {key: getattr(runner.params, key) for key in values}
+        runner.tell(SetParams(changed), self._spawn)
+        self.notify(node, "params", {"values": changed}, self.clock.now())
+
+    def interrupt(self, scope: str | None = None, cause: str = "client") -> None:
+        """Void what is under way in `scope` (None: in all): queues, work, speech. Never blocks."""
+        for name in self.epochs if scope is None else (scope,):
+            if name not in self.epochs:
+                raise StageError(f"no node has the scope {name!r}{near(name, list(self.epochs))}")
+            self.epochs[name] += 1
+            for edge in self._scope_edges[name]:
+                edge.flush(self.epochs[name])
+            message = Flush(name, self.epochs[name], cause)
+            for node in self._scope_nodes[name]:
+                self.runners[node].tell(message, self._spawn)
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(coroutine, name=f"{self.id}/control")
+        self._side.add(task)
+        task.add_done_callback(self._side.discard)
+
+    # ------------------------------------------------------------ telling
+
+    def listen(self, callback: Callable[[SessionEvent], None]) -> Callable[[], None]:
+        """Call `callback` with each event, on the loop; it must not block. Returns how to stop that."""
+        self._listeners.append(callback)
+
+        def unlisten() -> None:
+            if callback in self._listeners:
+                self._listeners.remove(callback)
+
+        return unlisten
+
+    def notify(self, node: str, name: str, fields: Mapping[str, Any], pts: int) -> None:
+        for rule in self.plan.cancel:
+            if rule.node == node and rule.event == name:
+                self.interrupt(rule.scope, cause=f"{node}.{name}")
+        event = SessionEvent(node, name, fields, pts)
+        for callback in list(self._listeners):
+            try:
+                callback(event)
+            except Exception:
+                log.exception("session %s: a listener failed on %s.%s", self.id, node, name)
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Each node with its live parameters and their JSON Schema, for `hello` (docs/protocol.md)."""
+        return [
+            {
+                "name": name,
+                "use": runner.plan.use,
+                "params": runner.params.model_dump(mode="json"),
+                "schema": runner.plan.cls.Params.model_json_schema(),
+                "live": bool(runner.plan.cls.Params.model_fields),
+            }
+            for name, runner in self.runners.items()
+        ]
+
+    def stats(self) -> dict[str, Any]:
+        """The live figures (docs/protocol.md, `stats`). Rates are over the time since the last call or so."""
+        now = self.clock.now()
+        nodes = [
+            node_stats(runner, self._rates.setdefault(name, NodeRates(self._started)), now)
+            for name, runner in self.runners.items()
+        ]
+        return {
+            "nodes": nodes,
+            "session": {
+                "id": self.id,
+                "graph": self.plan.name,
+                "up_s": round((now - self._started) / SECOND, 1),
+                "restarts": sum(r.restarts for r in self.runners.values()),
+            },
+        }
+
+
+def _validated(model: type[BaseModel], old: BaseModel, values: Mapping[str, object], node: str) -> BaseModel:
+    try:
+        return model.model_validate(old.model_dump() | dict(values))
+    except ValidationError as e:
+        first = e.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "?"
+        message = first["msg"].removeprefix("Value error, ")
+        raise StageError(f"parameter {node}.{key}: {message} (got {first['input']!r:.80})") from e
