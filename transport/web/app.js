@@ -1,0 +1,301 @@
+// The studio page: what is on, what the connection does, and what is shown.
+
+import { Figures } from "./figures.js";
+import { Loudness, Media } from "./media.js";
+import { Orb } from "./orb.js";
+import { Params } from "./params.js";
+import { Link, LinkError, call } from "./rtc.js";
+import { address, clearNotes, note, shortcuts, theme } from "./shell.js";
+import { Captions, Talk } from "./talk.js";
+
+const $ = (id) => document.getElementById(id);
+const RETRY_S = [1, 2, 4, 8, 15];
+const STATS_MS = 500;
+const STALE_MS = 1500; // no new picture for this long: show the level ring instead
+const QUIET_MS = 700; // silence that ends "it speaks"
+const IDEAS = ["what do you see", "neon", "pencil sketch", "what time is it"];
+
+const here = address();
+const on = { audio: true, video: true, sound: true }; // what the user wants
+let state = "idle";
+let link = null;
+let attempt = 0;
+let countdown = 0;
+let graphs = [];
+
+const media = new Media({ ended: (kind) => { on[kind] = false; link?.replace(kind, null); showDevices(); note(`The ${kind === "video" ? "camera" : "microphone"} was disconnected.`); } });
+const captions = new Captions();
+const talk = new Talk();
+const params = new Params((node, values) => link?.send("params", { node, values }));
+const figures = new Figures();
+const mine = new Loudness();
+const theirs = new Loudness();
+const orb = new Orb($("orb"));
+talk.aloud = () => on.sound;
+
+// ------------------------------------------------------------------ state
+
+const PILL = { idle: "Not connected", connecting: "Connecting…", live: "Live", waiting: "Reconnecting", failed: "Disconnected" };
+
+function become(next, detail = "") {
+  state = next;
+  document.body.dataset.state = next;
+  $("link-text").textContent = detail || PILL[next];
+  $("welcome").hidden = next !== "idle" && next !== "connecting";
+  $("trouble").hidden = next !== "waiting" && next !== "failed";
+  $("leave").hidden = next === "idle" || next === "failed";
+  $("rtt").hidden = next !== "live";
+  $("start").disabled = $("start-quiet").disabled = next === "connecting";
+  $("start").textContent = next === "connecting" ? "Connecting…" : "Start";
+  $("chat-line").disabled = $("chat-send").disabled = next !== "live";
+  $("chat-line").placeholder = next === "live" ? "Write a line" : "Connect to write a line";
+  if (next !== "live") { $("interrupt").hidden = true; $("veil").hidden = true; $("ideas").replaceChildren(); orb.hide(); }
+}
+
+function trouble(error, wait) {
+  $("trouble-title").textContent = error.title ?? "Something went wrong";
+  $("trouble-text").textContent = wait ? `${error.message} Trying again in ${wait} s.` : error.message;
+  $("retry").textContent = wait ? "Reconnect now" : "Try again";
+}
+
+// ------------------------------------------------------------------ connecting
+
+async function start({ quiet = false } = {}) {
+  if (state === "connecting" || state === "live") return;
+  attempt = 0;
+  clearNotes();
+  become("connecting");
+  if (quiet) on.audio = on.video = false;
+  const kinds = ["audio", "video"].filter((kind) => on[kind]);
+  for (const words of kinds.length ? await media.acquire(kinds) : []) note(words);
+  if (state !== "connecting") return drop();
+  for (const kind of kinds) on[kind] = Boolean(media.tracks[kind]);
+  showDevices();
+  await connect();
+}
+
+async function connect() {
+  clearInterval(countdown);
+  if (state !== "connecting") become("connecting");
+  const mineNow = new Link({
+    token: here.token,
+    on: { message: receive, track: show, open: () => {}, lost: (error) => link === mineNow && lost(error), rtt: (ms) => { $("rtt-ms").textContent = `${ms.toFixed(0)} ms`; } },
+  });
+  link?.close();
+  link = mineNow;
+  try {
+    await link.open({ graph: $("graph").value, audio: media.tracks.audio, video: media.tracks.video });
+    if (link !== mineNow) return;
+    attempt = 0;
+    link.send("stats", { every_ms: STATS_MS });
+    become("live");
+  } catch (error) {
+    mineNow.close();
+    if (link !== mineNow) return;
+    lost(error instanceof LinkError ? error : new LinkError("The session did not start", error.message));
+  }
+}
+
+function lost(error) {
+  link?.close();
+  link = null;
+  clearRemote();
+  if (!error.retry) { become("failed"); trouble(error); $("retry").focus(); return; }
+  let wait = RETRY_S[Math.min(attempt++, RETRY_S.length - 1)];
+  become("waiting", `Reconnecting in ${wait} s`);
+  trouble(error, wait);
+  clearInterval(countdown);
+  countdown = setInterval(() => {
+    wait -= 1;
+    if (wait <= 0) { connect(); return; }
+    $("link-text").textContent = `Reconnecting in ${wait} s`;
+    trouble(error, wait);
+  }, 1000);
+}
+
+function leave() {
+  clearInterval(countdown);
+  drop();
+  become("idle");
+  talk.clear();
+  params.clear("The graph's live parameters, once connected.");
+  figures.clear();
+  on.audio = on.video = true;
+  showDevices();
+  $("start").focus();
+}
+
+function drop() {
+  link?.close();
+  link = null;
+  clearRemote();
+  media.release("audio");
+  media.release("video");
+}
+
+function clearRemote() {
+  $("remote").srcObject = $("voice").srcObject = null;
+  theirs.stop();
+  captions.clear();
+  talk.cut();
+}
+
+// ------------------------------------------------------------------ what comes in
+
+function show(track) {
+  const element = track.kind === "video" ? $("remote") : $("voice");
+  element.srcObject = new MediaStream([track]);
+  if (track.kind === "audio") theirs.listen(track);
+  element.play().catch((error) => {
+    if (error.name === "NotAllowedError") note("The browser holds the sound back until you click in the page.");
+  });
+}
+
+const HANDLERS = {
+  hello({ nodes }) {
+    params.build(nodes);
+    figures.build(nodes);
+    if (nodes.some(({ use }) => use.startsWith("agent."))) ideas();
+  },
+  text({ from, kind, text, pts_ms: pts, until_ms: until, utterance, end }) {
+    if (kind === "partial") captions.partial(text, pts);
+    else if (kind === "commit") { captions.commit(text, pts, until); if (text.trim()) talk.mine(text, "heard"); }
+    else talk.reply(from, utterance, text, end);
+  },
+  event({ name, from, fields }) {
+    if (name === "speech_start") { $("mic").classList.add("heard"); talk.cut(); }
+    if (name === "speech_end") $("mic").classList.remove("heard");
+    if (name === "restart") note(`Stage ${fields?.node ?? from} failed and was restarted.`);
+  },
+  params({ node, values }) { params.update(node, values); },
+  stats(message) {
+    figures.show(message);
+    link?.received().then((received) => figures.page(received), () => {});
+  },
+  error({ message, about }) { note(about ? `${message} (${about})` : message, { bad: true }); },
+};
+
+const receive = (message) => HANDLERS[message.type]?.(message);
+
+function ideas() {
+  $("ideas").replaceChildren(...IDEAS.map((words) => {
+    const item = document.createElement("li");
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = words;
+    button.onclick = () => { say(words); $("chat-line").focus(); };
+    item.append(button);
+    return item;
+  }));
+}
+
+// ------------------------------------------------------------------ what goes out
+
+function say(text) {
+  if (text && link?.send("chat", { text })) talk.mine(text);
+}
+
+function interrupt() {
+  if ($("interrupt").hidden || !link?.send("interrupt")) return;
+  talk.cut();
+  $("interrupt").hidden = true;
+  if (document.activeElement === document.body) $("mic").focus();
+}
+
+async function toggle(kind) {
+  on[kind] = !on[kind];
+  if (kind === "sound") $("voice").muted = !on.sound;
+  else if (state === "live") {
+    if (on[kind] && !media.tracks[kind]) {
+      for (const words of await media.acquire([kind])) note(words);
+      on[kind] = Boolean(media.tracks[kind]);
+      await link?.replace(kind, media.tracks[kind]);
+    }
+    if (kind === "video" && !on.video) { media.release("video"); await link?.replace("video", null); }
+    // a muted microphone still sends silence, so that the end of your sentence is heard
+    if (kind === "audio" && media.tracks.audio) media.tracks.audio.enabled = on.audio;
+  }
+  showDevices();
+}
+
+function showDevices() {
+  for (const [id, kind, name] of [["mic", "audio", "Microphone"], ["cam", "video", "Camera"], ["sound", "sound", "Sound"]]) {
+    $(id).setAttribute("aria-pressed", String(on[kind]));
+    $(id).title = `${name} is ${on[kind] ? "on" : "off"} (${{ mic: "M", cam: "V", sound: "S" }[id]})`;
+  }
+  const { audio, video } = media.tracks;
+  $("own").srcObject = video ? new MediaStream([video]) : null;
+  $("own").parentElement.hidden = !video;
+  if (audio) { audio.enabled = on.audio; mine.listen(audio); } else mine.stop();
+}
+
+// ------------------------------------------------------------------ four times a second: who speaks, is there a picture
+
+let pictures = { count: 0, at: 0 };
+let loud = -1e9;
+
+setInterval(() => {
+  const now = performance.now();
+  const level = theirs.read();
+  if (level > 0.12) loud = now;
+  const speaking = state === "live" && (now - loud < QUIET_MS || talk.speaking);
+  if ($("interrupt").hidden === speaking) $("interrupt").hidden = !speaking;
+  const count = $("remote").getVideoPlaybackQuality?.().totalVideoFrames ?? 0;
+  if (count !== pictures.count) pictures = { count, at: now };
+  const stale = now - pictures.at > STALE_MS;
+  $("remote").hidden = state !== "live" || stale;
+  $("veil").hidden = state !== "live" || !stale || on.video;
+  $("veil").textContent = "Your camera is off";
+  if (state === "live" && stale) orb.show(() => [mine.read() * on.audio, theirs.read()]);
+  else orb.hide();
+}, 250);
+
+setInterval(() => { $("mic").style.setProperty("--level", on.audio ? mine.read().toFixed(2) : "0"); }, 80);
+
+// ------------------------------------------------------------------ the page
+
+async function listGraphs() {
+  try {
+    ({ graphs } = await call("graphs", { token: here.token }));
+  } catch (error) {
+    become("failed");
+    trouble(error);
+    return;
+  }
+  $("graph").replaceChildren(...graphs.map(({ name, title }) => new Option(title ?? name, name)));
+  const first = graphs.find(({ name }) => name === here.graph) ?? graphs.find((g) => g.default) ?? graphs[0];
+  if (first) $("graph").value = first.name;
+  describe();
+}
+
+function describe() {
+  const graph = graphs.find(({ name }) => name === $("graph").value);
+  $("graph-title").textContent = graph?.title ?? graph?.name ?? "Penstock";
+  $("graph-about").textContent = graph?.about ?? "Speak and show your camera; what this graph makes of it comes back live.";
+}
+
+$("graph").onchange = () => {
+  describe();
+  if (state === "live" || state === "waiting") { talk.clear(); clearRemote(); become("connecting"); connect(); }
+};
+$("start").onclick = () => start();
+$("start-quiet").onclick = () => start({ quiet: true });
+$("retry").onclick = async () => { if (!graphs.length) { become("idle"); await listGraphs(); } else { await connect(); } };
+$("give-up").onclick = leave;
+$("leave").onclick = leave;
+$("mic").onclick = () => toggle("audio");
+$("cam").onclick = () => toggle("video");
+$("sound").onclick = () => toggle("sound");
+$("interrupt").onclick = interrupt;
+$("chat").onsubmit = (event) => { event.preventDefault(); say($("chat-line").value.trim()); $("chat-line").value = ""; };
+document.addEventListener("click", () => { const { paused, srcObject } = $("voice"); if (paused && srcObject) $("voice").play().catch(() => {}); });
+addEventListener("pagehide", () => { link?.close(); link = null; });
+addEventListener("pageshow", (event) => { if (event.persisted) leave(); });
+
+shortcuts({
+  m: () => toggle("audio"), v: () => toggle("video"), s: () => toggle("sound"), t: theme(),
+  l: () => (state === "idle" ? start() : leave()), "/": () => $("chat-line").focus(), Escape: interrupt,
+});
+become("idle");
+showDevices();
+listGraphs();

@@ -1,0 +1,191 @@
+// One WebRTC session with the server: offer, data channel, liveness. Knows nothing of the page.
+
+const VERSION = 1;
+const GATHER_CAP_MS = 800; // host candidates come at once; a dead STUN server must not hold up the start
+const PING_MS = 1000;
+const SILENT_MS = 4500; // nothing heard for this long: the server is gone
+const OPEN_CAP_MS = 12000;
+
+/** A refusal or a loss, in words for the page. `retry`: worth trying again without the user. */
+export class LinkError extends Error {
+  constructor(title, message, { retry = false } = {}) {
+    super(message);
+    this.title = title;
+    this.retry = retry;
+  }
+}
+
+/** `fetch` with the bearer token, and the server's own words when it refuses. */
+export async function call(path, { token, ...init } = {}) {
+  const headers = { ...init.headers };
+  if (token) headers.Authorization = `Bearer ${token}`;
+  let answer;
+  try {
+    answer = await fetch(path, { ...init, headers });
+  } catch {
+    throw new LinkError("The server cannot be reached", "It may be starting, or it was stopped.", { retry: true });
+  }
+  if (answer.ok) return answer.json();
+  const body = await answer.json().catch(() => ({}));
+  const words = body.error || `It answered ${answer.status} ${answer.statusText}.`;
+  const full = answer.status === 429 || answer.status === 503;
+  const title = full ? "The server is full"
+    : answer.status === 401 || answer.status === 403 ? "A token is needed"
+    : answer.status < 500 ? "The server refused this session" : "The server failed";
+  throw new LinkError(title, words, { retry: full || answer.status >= 500 });
+}
+
+/**
+ * `on` takes: message(object), track(MediaStreamTrack), open(), lost(LinkError), rtt(ms).
+ * `lost` is called at most once, and never after close().
+ */
+export class Link {
+  #pc = new RTCPeerConnection();
+  #channel;
+  #session = null;
+  #token;
+  #on;
+  #closed = false;
+  #heard = performance.now();
+  #timer = 0;
+  #pings = new Map();
+  #nextPing = 1;
+  #senders = {};
+
+  constructor({ token, on }) {
+    this.#token = token;
+    this.#on = on;
+    this.#channel = this.#pc.createDataChannel("penstock", { ordered: true });
+    this.#channel.onmessage = (event) => this.#receive(event.data);
+    this.#channel.onclose = () => this.#lose("The connection was closed", "The server ended the session.");
+    this.#pc.ontrack = ({ track, receiver }) => {
+      if ("jitterBufferTarget" in receiver) receiver.jitterBufferTarget = 0; // live: show it as soon as it is here
+      this.#on.track(track);
+    };
+    this.#pc.onconnectionstatechange = () => {
+      if (this.#pc.connectionState === "failed") this.#lose("The connection was lost", "No path to the server is left.");
+    };
+  }
+
+  /** Connect; resolves when the data channel is open. Without a track the line is still there for later. */
+  async open({ graph, audio, video, constraints }) {
+    for (const [kind, track] of [["audio", audio], ["video", video]]) {
+      const wanted = track ?? kind;
+      this.#senders[kind] = this.#pc.addTransceiver(wanted, { direction: "sendrecv" }).sender;
+    }
+    await this.#pc.setLocalDescription(await this.#pc.createOffer());
+    await this.#gathered();
+    const body = { sdp: this.#pc.localDescription.sdp, type: "offer", ...(graph && { graph }) };
+    const answer = await call("session", {
+      method: "POST", token: this.#token, body: JSON.stringify(body),
+      headers: { "Content-Type": "application/json" }, signal: constraints?.signal,
+    });
+    this.#session = answer.session;
+    if (this.#closed) return this.#forget();
+    await this.#pc.setRemoteDescription({ type: "answer", sdp: answer.sdp });
+    await this.#opened();
+    this.#heard = performance.now();
+    this.#timer = setInterval(() => this.#ping(), PING_MS);
+    this.#on.open();
+  }
+
+  /** Send one message; false when the channel is not open. */
+  send(type, fields = {}) {
+    if (this.#channel.readyState !== "open") return false;
+    this.#channel.send(JSON.stringify({ v: VERSION, type, ...fields }));
+    return true;
+  }
+
+  /** Put another track (or null) on a line, without a new offer. */
+  async replace(kind, track) {
+    await this.#senders[kind]?.replaceTrack(track);
+  }
+
+  /** Picture figures of this side: {fps, width, height, buffer_ms, lost}. */
+  async received() {
+    const figures = {};
+    for (const entry of (await this.#pc.getStats()).values()) {
+      if (entry.type !== "inbound-rtp" || entry.kind !== "video") continue;
+      figures.fps = entry.framesPerSecond ?? 0;
+      figures.width = entry.frameWidth;
+      figures.height = entry.frameHeight;
+      figures.lost = entry.packetsLost ?? 0;
+      figures.emitted = entry.jitterBufferEmittedCount ?? 0;
+      figures.delay_s = entry.jitterBufferDelay ?? 0;
+    }
+    return figures;
+  }
+
+  /** Idempotent. Also tells the server, even while the page is being left. */
+  close() {
+    if (this.#closed) return;
+    this.#closed = true;
+    clearInterval(this.#timer);
+    this.#pc.close();
+    this.#forget();
+  }
+
+  #forget() {
+    if (!this.#session) return;
+    const headers = this.#token ? { Authorization: `Bearer ${this.#token}` } : {};
+    fetch(`session/${encodeURIComponent(this.#session)}`, { method: "DELETE", keepalive: true, headers }).catch(() => {});
+    this.#session = null;
+  }
+
+  #lose(title, words) {
+    if (this.#closed) return;
+    this.close();
+    this.#on.lost(new LinkError(title, words, { retry: true }));
+  }
+
+  #receive(data) {
+    this.#heard = performance.now();
+    let message;
+    try { message = JSON.parse(data); } catch { return; }
+    if (message.v !== undefined && message.v !== VERSION) {
+      this.#lose("This page is out of date", `The server speaks version ${message.v}; reload the page.`);
+      return;
+    }
+    if (message.type === "pong") {
+      const sent = this.#pings.get(message.id);
+      this.#pings.delete(message.id);
+      if (sent !== undefined) this.#on.rtt(performance.now() - sent);
+      return;
+    }
+    this.#on.message(message);
+  }
+
+  #ping() {
+    if (performance.now() - this.#heard > SILENT_MS) {
+      this.#lose("The server went silent", "Nothing was heard from it for a few seconds.");
+      return;
+    }
+    const id = this.#nextPing++;
+    this.#pings.set(id, performance.now());
+    if (this.#pings.size > 8) this.#pings.delete(this.#pings.keys().next().value);
+    this.send("ping", { id });
+  }
+
+  #gathered() {
+    if (this.#pc.iceGatheringState === "complete") return Promise.resolve();
+    return new Promise((resolve) => {
+      const cap = setTimeout(resolve, GATHER_CAP_MS);
+      this.#pc.addEventListener("icegatheringstatechange", () => {
+        if (this.#pc.iceGatheringState === "complete") { clearTimeout(cap); resolve(); }
+      });
+    });
+  }
+
+  #opened() {
+    return new Promise((resolve, reject) => {
+      const cap = setTimeout(() => reject(new LinkError(
+        "No way through to the server", "It answered, but no media path opened. A firewall may block UDP.", { retry: true },
+      )), OPEN_CAP_MS);
+      const done = (settle) => (value) => { clearTimeout(cap); settle(value); };
+      if (this.#channel.readyState === "open") return done(resolve)();
+      this.#channel.addEventListener("open", done(resolve));
+      this.#channel.addEventListener("close", done(() => reject(
+        new LinkError("The connection was closed", "The server ended the session.", { retry: true }))));
+    });
+  }
+}
