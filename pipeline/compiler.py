@@ -126,7 +126,7 @@ class _Compiler:
             arrows = " -> ".join(reversed(cycle))
             self.fault(("nodes", cycle[0], "in"), f"nodes feed each other in a circle: {arrows}")
             order = list(nodes)
-        cancel = self._read_cancel(self.mapping(data.get("cancel"), ("cancel",), "'cancel'"), nodes)
+        cancel = self._read_cancel(self.mapping(data.get("cancel"), ("cancel",), "'cancel'"), bodies)
         self._check_unread(nodes, {rule.node for rule in cancel})
         return Plan(
             name=name,
@@ -361,11 +361,9 @@ class _Compiler:
             if node.cls.ports.outputs and name not in read and not self._broken_under(("nodes",)):
                 self.fault(("nodes", name), f"nothing reads the outputs of {name!r}; connect or remove it")
 
-    def _read_cancel(
-        self, cancel: Mapping[str, Any], nodes: Mapping[str, NodePlan]
-    ) -> tuple[CancelRule, ...]:
+    def _read_cancel(self, cancel: Mapping[str, Any], bodies: Mapping[str, Any]) -> tuple[CancelRule, ...]:
         rules: list[CancelRule] = []
-        scopes = sorted({n.scope for n in nodes.values() if n.scope})
+        scopes = sorted({str(b["scope"]) for b in bodies.values() if isinstance(b, dict) and b.get("scope")})
         for scope, value in cancel.items():
             where: Path = ("cancel", scope)
             if scope not in scopes:
@@ -373,7 +371,7 @@ class _Compiler:
             body = self.mapping(value, where, f"'cancel.{scope}'")
             self.keys(body, where, CANCEL_KEYS, f"'cancel.{scope}'")
             node, _, event = str(body.get("on", "")).partition(".")
-            if node not in nodes or not event:
+            if node not in bodies or not event:
                 self.fault(
                     (*where, "on"),
                     f"'on' names an event of a node, as vad.speech_start; got {body.get('on')!r}",

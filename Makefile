@@ -1,0 +1,59 @@
+# make run     set everything up and start the live studio on http://127.0.0.1:8080
+# make test    set everything up and run all tests
+# make check   tests, lint, format, types, import rules
+# make bench AREA=studio   one benchmark; JSON lines, the summary last
+
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+AREA ?= studio
+PORT ?= 8080
+# a CPU build where there is no NVIDIA GPU, the default build (CUDA) where there is one
+TORCH := torch==2.13.0
+TORCH_INDEX := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi >/dev/null 2>&1 || echo "--extra-index-url https://download.pytorch.org/whl/cpu")
+
+.PHONY: run test test-fast check fix bench clean
+
+run: $(VENV)/.run
+	@exec $(BIN)/penstock serve --port $(PORT)
+
+test: $(VENV)/.dev
+	@$(BIN)/pytest $(ARGS)
+
+test-fast: $(VENV)/.dev
+	@$(BIN)/pytest -m "not browser and not net and not slow" $(ARGS)
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(BIN)/pytest $(ARGS)
+
+fix: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev
+	@$(BIN)/python benchmarks/$(AREA).py $(ARGS)
+
+# Set-up writes a stamp last, so that one that broke off starts again.
+$(VENV)/.torch:
+	@command -v $(PYTHON) >/dev/null || { echo "Penstock needs Python 3.11 or newer: $(PYTHON) was not found"; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v < (3, 11) and f"Penstock needs Python 3.11 or newer; this is {v[0]}.{v[1]}")'
+	@echo "Setting up $(VENV): this takes a few minutes, once."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH_INDEX) $(TORCH)
+	@touch $@
+
+$(VENV)/.run: $(VENV)/.torch pyproject.toml
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[espeak]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[espeak,test,dev]'
+	@touch $@ $(VENV)/.run
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,202 @@
+"""The command line: serve, run, check, graph."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+import sys
+from enum import StrEnum
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from . import library, logs
+from .errors import GraphError
+from .stage import StageError
+
+_ROOT = __name__.split(".")[0]
+
+app = typer.Typer(
+    help="Live AI on audio and video: graphs of streaming stages behind WebRTC.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+out = Console()
+err = Console(stderr=True)
+
+
+class Picture(StrEnum):
+    text = "text"
+    mermaid = "mermaid"
+    dot = "dot"
+
+
+def _version(value: bool) -> None:
+    if value:
+        try:
+            print(f"penstock {version('penstock')}")
+        except PackageNotFoundError:
+            print("penstock (not installed)")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error")] = "info",
+    log_json: Annotated[
+        bool | None, typer.Option("--log-json/--log-text", help="default: JSON where stderr is no terminal")
+    ] = None,
+    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print it")] = False,
+) -> None:
+    try:
+        logs.setup(log_level, log_json)
+    except ValueError as e:
+        raise typer.BadParameter(str(e), param_hint="--log-level") from e
+
+
+@app.command()
+def serve(
+    graphs: Annotated[
+        list[str] | None, typer.Argument(help="graph files or names; default: all embedded ones")
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="address to listen on; other than loopback needs a token")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one")] = 8080,
+    token: Annotated[
+        str, typer.Option(envvar="PENSTOCK_TOKEN", help="clients must send it as Bearer", show_default=False)
+    ] = "",
+    max_sessions: Annotated[int, typer.Option(min=1, max=1000, help="more are refused with 503")] = 16,
+) -> None:
+    """Serve graphs to browsers and other WebRTC clients; the page is at http://127.0.0.1:8080."""
+    plans = library.load_all(graphs or [])
+    server = importlib.import_module(f"{_ROOT}.transport.server")
+
+    def on_ready(url: str) -> None:
+        err.print(
+            f"[bold green]ready[/]  {', '.join(plans)}  →  [bold]{url}[/]   (Ctrl-C stops)", highlight=False
+        )
+
+    asyncio.run(
+        server.serve(plans, host=host, port=port, token=token, max_sessions=max_sessions, on_ready=on_ready)
+    )
+
+
+@app.command()
+def run(
+    graph: Annotated[str, typer.Argument(help="a graph file or an embedded graph's name")],
+    source: Annotated[
+        str | None, typer.Option("--in", help="file, URL (rtsp, http), device (/dev/video0) or synthetic:10s")
+    ] = None,
+    sinks: Annotated[
+        list[str] | None,
+        typer.Option("--out", help=".mp4 .mkv .webm .wav .vtt .srt .txt .jsonl; may be repeated"),
+    ] = None,
+) -> None:
+    """Run a graph on files, faster than real time: the live ends become --in and --out."""
+    from .headless import run_files
+
+    plan = library.load_all([graph]).popitem()[1]
+    report = asyncio.run(run_files(plan, source, sinks or [], err))
+    err.print(
+        f"[green]done[/]  {report.media_s:.1f} s of media in {report.wall_s:.1f} s ({report.speed:.1f}× real time)"
+        + "".join(f"\n      {s}" for s in sinks or []),
+        highlight=False,
+    )
+
+
+@app.command()
+def check(
+    graphs: Annotated[
+        list[str] | None, typer.Argument(help="graph files or names; default: all embedded")
+    ] = None,
+) -> None:
+    """Compile graphs without running them; tells every fault with file, line and column."""
+    failed = False
+    for name in graphs or list(library.embedded()):
+        try:
+            plan = library.load_all([name]).popitem()[1]
+        except StageError as e:
+            failed = True
+            _complain(e)
+        else:
+            edges = sum(1 for _ in plan.edges())
+            out.print(
+                f"[green]ok[/]  {plan.path}: {len(plan.nodes)} nodes, {edges} edges",
+                highlight=False,
+                soft_wrap=True,
+            )
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def graph(
+    name: Annotated[str, typer.Argument(help="a graph file or an embedded graph's name")],
+    form: Annotated[Picture, typer.Option("--format", help="how to draw it")] = Picture.text,
+) -> None:
+    """Draw a graph."""
+    from .picture import PICTURES
+
+    print(PICTURES[form.value](library.load_all([name]).popitem()[1]))
+
+
+@app.command()
+def stages() -> None:
+    """List the stages that `use:` may name, with their ports."""
+    from . import registry
+
+    table = Table("use", "inputs", "outputs", "about", box=None, header_style="bold")
+    for use in sorted(registry.catalog()):
+        try:
+            cls = registry.load(use)
+        except StageError as e:
+            table.add_row(use, "", "", f"[red]{e}[/]")
+            continue
+        about = (cls.__doc__ or "").strip().splitlines()
+        table.add_row(use, " ".join(cls.ports.inputs), " ".join(cls.ports.outputs), about[0] if about else "")
+    out.print(table)
+
+
+def _complain(error: Exception) -> None:
+    if isinstance(error, GraphError):
+        for fault in error.faults:
+            err.print(
+                f"[bold]{error.path}:{fault.line}:{fault.column}:[/] {_plain(fault.message)}", highlight=False
+            )
+    else:
+        err.print(f"[bold red]error:[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+def main() -> None:
+    """Entry point: faults in words and exit code 1, Ctrl-C without a traceback and 130."""
+    try:
+        app()
+    except (GraphError, StageError, OSError) as e:
+        _complain(e)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    finally:
+        _flush()
+
+
+def _flush() -> None:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # `penstock graph x | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Runs a graph from files to files, faster than real time, with a progress bar."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from .clock import SECOND, MonotonicClock
+from .graph import Plan
+from .session import Binding, Session
+from .stage import StageError
+
+_ROOT = __name__.split(".")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a file run did."""
+
+    media_s: float  # length of the media that went in
+    wall_s: float
+    frames: int  # that reached the sinks
+    stats: dict[str, Any]
+
+    @property
+    def speed(self) -> float:
+        """Times real time."""
+        return self.media_s / self.wall_s if self.wall_s else 0.0
+
+
+def live_ends(
+    plan: Plan, source: str | None, sinks: list[str], progress: Callable[[int, int], None]
+) -> dict[str, Binding]:
+    """Stand files in for a graph's live ends. progress(pts, duration): ns, duration 0 when unknown.
+
+    Raises: StageError when the graph has no such end, or an end is left without a file.
+    """
+    bindings: dict[str, Binding] = {}
+    has_in, has_out = plan.find("webrtc.in"), plan.find("webrtc.out")
+    if has_in and not source:
+        raise StageError(
+            f"graph {plan.name!r} reads a live client: give --in FILE, URL, device or synthetic:10s"
+        )
+    if source and not has_in:
+        raise StageError(f"graph {plan.name!r} has no webrtc.in for --in to stand in for")
+    if has_out and not sinks:
+        raise StageError(
+            f"graph {plan.name!r} feeds a live client: give --out FILE (.mp4 .mkv .wav .vtt .srt .jsonl)"
+        )
+    if sinks and not has_out:
+        raise StageError(f"graph {plan.name!r} has no webrtc.out for --out to stand in for")
+    ends = importlib.import_module(f"{_ROOT}.transport.file_ends")
+    if source:
+        bindings["webrtc.in"] = ends.source(source, progress)
+    if sinks:
+        bindings["webrtc.out"] = ends.sink(sinks)
+    return bindings
+
+
+async def run_files(plan: Plan, source: str | None, sinks: list[str], console: Console) -> Report:
+    """Run to the end of the media, or to Ctrl-C. Raises: StageError in words."""
+    clock = MonotonicClock()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[at]}"),
+    )
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
+        task = bar.add_task(plan.name, total=None, at="")
+        seen = 0
+
+        def progress(pts: int, duration: int) -> None:
+            nonlocal seen
+            seen = max(seen, pts)
+            total = duration / SECOND if duration else None
+            bar.update(task, completed=pts / SECOND, total=total, at=f"{pts / SECOND:.1f} s")
+
+        bindings = live_ends(plan, source, sinks, progress)
+        session = Session(plan, "run", clock, bindings=bindings, realtime=False)
+        loop = asyncio.get_running_loop()
+        stopped = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stopped.set)
+        start = clock.now()
+        await session.start()
+        ended = asyncio.create_task(session.wait(), name="run/wait")
+        stop = asyncio.create_task(stopped.wait(), name="run/stop")
+        await asyncio.wait([ended, stop], return_when=asyncio.FIRST_COMPLETED)
+        if not ended.done():
+            console.print("[yellow]stopped[/]; what was written so far is kept", highlight=False)
+            await session.close("stopped by a signal")
+            await ended
+        stop.cancel()
+    if session.failure:
+        raise StageError(session.failure)
+    sinks_frames = sum(r.processed for r in session.runners.values() if not r.plan.cls.ports.outputs)
+    return Report(seen / SECOND, (clock.now() - start) / SECOND, sinks_frames, session.stats())
