@@ -9,9 +9,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 AREA ?= studio
 PORT ?= 8080
-# a CPU build where there is no NVIDIA GPU, the default build (CUDA) where there is one
+# this exact version first: a range would pull another build and gigabytes with it
 TORCH := torch==2.13.0
-TORCH_INDEX := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi >/dev/null 2>&1 || echo "--extra-index-url https://download.pytorch.org/whl/cpu")
 
 .PHONY: run test test-fast check fix bench clean
 
@@ -44,7 +43,7 @@ $(VENV)/.torch:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v < (3, 11) and f"Penstock needs Python 3.11 or newer; this is {v[0]}.{v[1]}")'
 	@echo "Setting up $(VENV): this takes a few minutes, once."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH_INDEX) $(TORCH)
+	@$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
 	@touch $@
 
 $(VENV)/.run: $(VENV)/.torch pyproject.toml
