@@ -28,6 +28,10 @@ class Bound:
     count: int = 4096  # frames; also the last resort under the other two
     nbytes: int = NEVER
 
+    def __post_init__(self) -> None:
+        if self.full == "latest":
+            object.__setattr__(self, "count", 1)
+
 
 class Waker:
     """What a sleeping consumer waits on: any of its edges, or its control lane, wakes it."""
@@ -60,17 +64,16 @@ class Edge:
 
     __slots__ = (
         "_bytes",
-        "_gap",
-        "_limit",
         "_next_pts",
         "_room",
         "ages",
+        "armed",
         "bound",
         "closed",
-        "delivered",
         "dst_port",
         "epoch",
         "lost",
+        "missed",
         "name",
         "peak",
         "puts",
@@ -93,17 +96,21 @@ class Edge:
         self.closed = False  # the producer has ended; what is queued is still delivered
         self.queue: deque[Frame] = deque()
         self.puts = 0
-        self.delivered = 0
         self.lost: Counter[str] = Counter()
         self.ages = [0] * AGE_BUCKETS
         self.peak = 0
-        self._limit = 1 if bound.full == "latest" else bound.count
+        self.armed = False  # a fused consumer is asleep with nothing to do: it may be called on the spot
         self._bytes = 0
-        self._gap: Gap | None = None
+        self.missed: Gap | None = None
         self._next_pts = -NEVER
         self._room: asyncio.Future[None] | None = None
 
     # ------------------------------------------------------------ producer
+
+    @property
+    def delivered(self) -> int:
+        """Frames that the consumer was given. Every frame put is delivered, lost or still queued."""
+        return self.puts - sum(self.lost.values()) - len(self.queue)
 
     @property
     def is_full(self) -> bool:
@@ -112,14 +119,18 @@ class Edge:
         if not queue:
             return False
         return (
-            len(queue) >= self._limit
+            len(queue) >= bound.count
             or queue[-1].pts - queue[0].pts >= bound.span
             or self._bytes >= bound.nbytes
         )
 
-    def put(self, frame: Frame) -> None:
+    def put(self, frame: Frame, /) -> None:
         """Add a frame now. A dropping edge then sheds its oldest; a waiting one may stand over its bound."""
         self.puts += 1
+        self.enqueue(frame)
+
+    def enqueue(self, frame: Frame) -> None:
+        """`put` for a frame that is already counted."""
         if frame.epoch < self.epoch:
             self.lost["flushed"] += 1
             return
@@ -140,7 +151,7 @@ class Edge:
             self._bytes += frame.nbytes
         if size > 1 and bound.full != "block":
             while size > 1 and (
-                size > self._limit or frame.pts - queue[0].pts >= bound.span or self._bytes > bound.nbytes
+                size > bound.count or frame.pts - queue[0].pts >= bound.span or self._bytes > bound.nbytes
             ):
                 self._lose(queue.popleft(), "overflow")
                 size -= 1
@@ -180,15 +191,13 @@ class Edge:
             if frame.deadline < now:
                 self._lose(frame, "late", counted=True)
                 continue
-            if self._gap is not None:
+            if self.missed is not None:
                 queue.appendleft(frame)
-                gap, self._gap = self._gap, None
+                gap, self.missed = self.missed, None
                 return Gap(
                     pts=gap.pts, until=frame.pts, count=gap.count, reason=gap.reason, epoch=frame.epoch
                 )
-            self.delivered += 1
-            age = (now - frame.pts) >> 20
-            self.ages[age if 0 <= age < AGE_BUCKETS else 0 if age < 0 else AGE_BUCKETS - 1] += 1
+            self.observe(now - frame.pts)
             if self._room is not None and not self.is_full:
                 self._wake_room()
             return frame
@@ -196,14 +205,25 @@ class Edge:
             self._wake_room()
         return None
 
+    def observe(self, age: int) -> None:
+        """Count the age (ns) of one delivered frame."""
+        bucket = age >> 20
+        self.ages[bucket if 0 <= bucket < AGE_BUCKETS else 0 if bucket < 0 else AGE_BUCKETS - 1] += 1
+
+    def lose(self, frame: Frame, reason: str) -> None:
+        """Count a frame that a fused consumer met but may not use; the next `take` tells the gap."""
+        self.armed = False
+        self._lose(frame, reason, counted=True)
+
     def flush(self, epoch: int) -> None:
         """Void all that is older than `epoch`, now and later. What lives stays in order."""
         self.epoch = epoch
         keep = [f for f in self.queue if f.epoch >= epoch]
         self.lost["flushed"] += len(self.queue) - len(keep)
-        self.queue = deque(keep)
+        self.queue.clear()  # in place: the consumer holds on to it
+        self.queue.extend(keep)
         self._bytes = sum(f.nbytes for f in keep) if self.bound.nbytes != NEVER else 0
-        self._gap = None
+        self.missed = None
         self._wake_room()
 
     def discard(self) -> None:
@@ -219,11 +239,11 @@ class Edge:
         self.lost[reason] += 1
         if self._bytes and not counted:
             self._bytes -= frame.nbytes
-        gap = self._gap
+        gap = self.missed
         if gap is None:
-            self._gap = Gap(pts=frame.pts, until=frame.pts, reason=reason)
+            self.missed = Gap(pts=frame.pts, until=frame.pts, reason=reason)
         else:
-            self._gap = Gap(pts=gap.pts, until=frame.pts, count=gap.count + 1, reason=gap.reason)
+            self.missed = Gap(pts=gap.pts, until=frame.pts, count=gap.count + 1, reason=gap.reason)
 
     def _wake_room(self) -> None:
         future, self._room = self._room, None

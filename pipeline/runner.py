@@ -7,7 +7,7 @@ import inspect
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .clock import SECOND, Clock
 from .edge import Edge, Waker
@@ -25,6 +25,9 @@ RESTART_WINDOW = 60 * SECOND
 BACKOFF = SECOND // 5  # before the first restart; doubled for each further one
 
 
+Put: TypeAlias = Callable[[Frame], None]
+
+
 class CriticalFailure(Exception):
     """A node that the session cannot do without has failed for good."""
 
@@ -32,29 +35,42 @@ class CriticalFailure(Exception):
 class NodeOutputs:
     """The node's `Outputs`: fans each frame out to the edges of a port."""
 
-    __slots__ = ("_edges", "_on_event", "blocking", "epoch", "node", "source")
+    __slots__ = ("_edges", "_puts", "blocking", "epoch", "node", "source")
 
-    def __init__(
-        self, node: str, ports: Mapping[str, list[Edge]], on_event: Callable[[EventFrame], None]
-    ) -> None:
+    def __init__(self, node: str, ports: Mapping[str, list[Edge]]) -> None:
         self.epoch = 0
         self.source = ""
         self.node = node
         self._edges = ports
-        self._on_event = on_event
+        self._puts: dict[str, list[Put]] = {
+            port: [edge.put for edge in edges] for port, edges in ports.items()
+        }
         self.blocking = [e for edges in ports.values() for e in edges if e.bound.full == "block"]
+
+    def hear(self, port: str, on_frame: Put) -> None:
+        """Call `on_frame` too for each frame put on `port`."""
+        self._puts[port].append(on_frame)
+
+    def fuse(self, edge: Edge, put: Put) -> None:
+        """Put on `edge` by another function from now on."""
+        for port, edges in self._edges.items():
+            if edge in edges:
+                self._puts[port][edges.index(edge)] = put
 
     def post(self, port: str, frame: Frame) -> None:
         try:
-            edges = self._edges[port]
+            puts = self._puts[port]
         except KeyError:
-            raise StageError(
-                f"{self.node!r} has no output port {port!r}; it has: {', '.join(self._edges)}"
-            ) from None
-        for edge in edges:
-            edge.put(frame)
-        if type(frame) is EventFrame:
-            self._on_event(frame)
+            names = ", ".join(self._edges) or "none"
+            raise StageError(f"{self.node!r} has no output port {port!r}; it has: {names}") from None
+        for put in puts:
+            put(frame)
+
+    async def send(self, port: str, frame: Frame) -> None:
+        self.post(port, frame)
+        for edge in self._edges[port]:
+            if edge.queue and edge.bound.full == "block" and edge.is_full:
+                await edge.room()
 
     def puts(self) -> int:
         """Frames put on the busiest port, for a source's rate."""
@@ -65,12 +81,6 @@ class NodeOutputs:
         for edges in self._edges.values():
             for edge in edges:
                 edge.close()
-
-    async def send(self, port: str, frame: Frame) -> None:
-        self.post(port, frame)
-        for edge in self._edges[port]:
-            if edge.bound.full == "block" and edge.is_full:
-                await edge.room()
 
 
 class Runner:
@@ -87,8 +97,9 @@ class Runner:
         self.params = plan.params
         self.state = "starting"  # running, restarting, failed, ended
         self.inputs: list[Edge] = []
-        self.out = NodeOutputs(plan.name, {}, self._on_event)
+        self.out = NodeOutputs(plan.name, {})
         self.stage = make()
+        self.process = self.stage.process
         self.processed = 0
         self.missed = 0  # rows dropped by a pool
         self.busy = 0  # ns inside process(), waiting included
@@ -100,6 +111,8 @@ class Runner:
         self._control: deque[Control] = deque()
         self._failures: deque[int] = deque()
         self._processing = False
+        self._error: Exception | None = None  # raised on a fused edge, for the node's own task
+        self._fused: list[Edge] = []
         self._scope_sources: frozenset[str] = frozenset()
 
     # ------------------------------------------------------------ Context
@@ -126,7 +139,10 @@ class Runner:
         self, ports: Mapping[str, list[Edge]], inputs: list[Edge], scope_sources: frozenset[str]
     ) -> None:
         """scope_sources: "node.port" of inputs that already carry the epoch of this node's scope."""
-        self.out = NodeOutputs(self.node, ports, self._on_event)
+        self.out = NodeOutputs(self.node, ports)
+        for port, spec in self.plan.cls.ports.outputs.items():
+            if issubclass(spec.type, EventFrame):
+                self.out.hear(port, self._on_event)
         self.inputs = inputs
         self._scope_sources = scope_sources
 
@@ -143,6 +159,8 @@ class Runner:
             spawn(self._control_now(message))
         else:
             self._control.append(message)
+            for edge in self._fused:
+                edge.armed = False
             self._waker.wake()
 
     async def _control_now(self, message: Control) -> None:
@@ -154,7 +172,8 @@ class Runner:
             log.exception("%s/%s: control failed", self.session, self.node)
             self.error = _words(e)
 
-    def _on_event(self, frame: EventFrame) -> None:
+    def _on_event(self, frame: Frame) -> None:
+        assert isinstance(frame, EventFrame), f"{self.plan.use} put a {type(frame).__name__} on an event port"
         self._session.notify(self.node, frame.name, frame.fields, frame.pts)
 
     # ------------------------------------------------------------ running
@@ -181,13 +200,15 @@ class Runner:
             self.out.close()
 
     async def _consume(self) -> None:
-        stage, out, inputs, now = self.stage, self.out, self.inputs, self.clock.now
-        process, blocking, single = stage.process, out.blocking, len(inputs) == 1
-        own_scope, scope_sources = self.plan.scope, self._scope_sources
+        """Take frames in media order over all inputs until all have ended."""
+        inputs, now, single = self.inputs, self.clock.now, len(self.inputs) == 1
         while True:
+            if self._error is not None:
+                error, self._error = self._error, None
+                raise error
             while self._control:
                 await self._control_now(self._control.popleft())
-            for edge in blocking:
+            for edge in self.out.blocking:
                 if edge.is_full:
                     await edge.room()
             edge = inputs[0] if single else _earliest(inputs)
@@ -199,29 +220,89 @@ class Runner:
                 if all(e.closed for e in inputs):
                     break
                 if not self._control:
-                    await self._waker.wait()
+                    await self._sleep()
                 continue
             assert edge is not None
-            out.source = edge.source
-            out.epoch = self.epoch if own_scope and edge.source not in scope_sources else frame.epoch
-            self._processing = True
-            try:
-                result = (
-                    process(edge.dst_port, frame, out)
-                    if type(frame) is not Gap
-                    else stage.gap(edge.dst_port, frame, out)
-                )
-                if result is not None:
-                    await result
-            except DeadlineMissed:
-                self.missed += 1
-            self._processing = False
-            self.processed += 1
-            self.busy += now() - start
-        out.epoch = self.epoch
-        result = stage.finish(out)
+            await self._process(edge, frame, start)
+        self.out.epoch = self.epoch
+        result = self.stage.finish(self.out)
         if inspect.isawaitable(result):
             await result
+
+    async def _process(self, edge: Edge, frame: Frame, start: int) -> None:
+        out, stage = self.out, self.stage
+        out.source = edge.source
+        out.epoch = self.epoch if self._enters_scope(edge) else frame.epoch
+        self._processing = True
+        try:
+            if type(frame) is Gap:
+                result = stage.gap(edge.dst_port, frame, out)
+            else:
+                result = self.process(edge.dst_port, frame, out)
+            if result is not None:
+                await result
+        except DeadlineMissed:
+            self.missed += 1
+        self._processing = False
+        self.processed += 1
+        self.busy += self.clock.now() - start
+
+    def _enters_scope(self, edge: Edge) -> bool:
+        """Does this edge lead into the node's scope from outside it?"""
+        return bool(self.plan.scope) and edge.source not in self._scope_sources
+
+    async def _sleep(self) -> None:
+        """Until a frame, an end, or a control message comes. Fused edges may be used meanwhile."""
+        for edge in self._fused:
+            edge.armed = True
+        await self._waker.wait()
+        for edge in self._fused:
+            edge.armed = False
+
+    def fuse(self) -> Put | None:
+        """A `put` for the one input of a cheap stage that runs it on the spot, without a task switch.
+
+        None when the stage is not `inline` or has several inputs. It gives way to the queue whenever the
+        node's own task has something to do (control, a gap to tell, a restart) or an output is held up;
+        epochs, deadlines and counts hold on both paths.
+        """
+        if not self.plan.cls.inline or len(self.inputs) != 1:
+            return None
+        edge, out, now = self.inputs[0], self.out, self.clock.now
+        port, enters = edge.dst_port, self._enters_scope(edge)
+        blocking = tuple((e.queue, e) for e in out.blocking)
+        queue, enqueue = edge.queue, edge.enqueue
+        self._fused.append(edge)
+        out.source = edge.source
+
+        def put(frame: Frame) -> None:
+            edge.puts += 1
+            if not edge.armed or queue or frame.epoch < edge.epoch or edge.thin:
+                enqueue(frame)
+                return
+            for waiting, output in blocking:
+                if waiting and output.is_full:
+                    enqueue(frame)
+                    return
+            start = now()
+            if frame.deadline < start:
+                edge.lose(frame, "late")
+                return
+            out.epoch = self.epoch if enters else frame.epoch
+            try:
+                self.process(port, frame, out)
+            except DeadlineMissed:
+                self.missed += 1
+            except Exception as e:  # noqa: BLE001 - supervisor's boundary: this node's error, not its feeder's
+                self._error = e
+                edge.armed = False
+                self._waker.wake()
+            self.processed = count = self.processed + 1
+            if not count & 7:  # reading the clock costs as much as the hop: sample one in eight
+                edge.observe(start - frame.pts)
+                self.busy += (now() - start) << 3
+
+        return put
 
     async def _recover(self, error: Exception) -> bool:
         """After a failure: a new stage on the same edges. False when it is given up."""
@@ -244,6 +325,7 @@ class Runner:
             await self.clock.sleep(BACKOFF << (len(self._failures) - 1))
             try:
                 self.stage = self._make()
+                self.process = self.stage.process
                 await self.setup()
                 self.restarts += 1
                 return True

@@ -185,6 +185,11 @@ class Session:
             if node.scope:
                 self._scope_nodes[node.scope].add(name)
             self.runners[name] = runner
+        for runner in self.runners.values():
+            put = runner.fuse()
+            if put is not None:
+                edge = runner.inputs[0]
+                self.runners[edge.source.partition(".")[0]].out.fuse(edge, put)
 
     def _factory(self, name: str) -> Callable[[], Stage]:
         node = self.plan.nodes[name]

@@ -154,6 +154,9 @@ class Stage:
     Options: ClassVar[type[BaseModel]] = NoFields
     Params: ClassVar[type[BaseModel]] = NoFields
 
+    inline: ClassVar[bool] = False
+    """`process` is a plain function that takes microseconds: a chain of such stages runs as one task."""
+
     ctx: Context  # set by the engine before setup
 
     def __init__(self, options: BaseModel | None = None, params: BaseModel | None = None) -> None:

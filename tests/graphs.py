@@ -55,7 +55,7 @@ class WorkParams(BaseModel):
 
 
 class WorkOptions(NoFields):
-    takes_ms: int = 0
+    takes_ms: float = 0
     fail_at: int = -1  # the n-th frame of each life raises
 
 
@@ -76,7 +76,7 @@ class AudioWork(Stage):
             raise ValueError("told to fail")
         self.seen += 1
         if self.options.takes_ms:
-            await self.ctx.clock.sleep(self.options.takes_ms * MS)
+            await self.ctx.clock.sleep(round(self.options.takes_ms * MS))
         await out.send("audio", frame)
 
 
@@ -138,7 +138,7 @@ class Sink(Stage):
     async def process(self, port: str, frame: Frame, out: Outputs) -> None:
         self.got.append((self.ctx.clock.now(), out.source, frame))
         if self.options.takes_ms:
-            await self.ctx.clock.sleep(self.options.takes_ms * MS)
+            await self.ctx.clock.sleep(round(self.options.takes_ms * MS))
 
     def gap(self, port: str, gap: Gap, out: Outputs) -> Awaitable[None] | None:
         self.gaps.append(gap)

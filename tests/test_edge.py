@@ -70,7 +70,7 @@ def test_flush_voids_the_old_epoch_now_and_later() -> None:
 
 
 def test_latest_keeps_the_newest_only() -> None:
-    e = edge(Bound("latest"))
+    e = edge(Bound("latest", count=1))
     for ms in range(5):
         e.put(token(ms))
     assert isinstance(e.take(0), Gap)
@@ -140,7 +140,7 @@ BOUNDS = st.one_of(
     st.builds(Bound, full=st.just("drop_oldest"), span=st.integers(1, 100).map(lambda n: n * MS)),
     st.builds(Bound, full=st.just("drop_oldest"), count=st.integers(1, 10)),
     st.builds(Bound, full=st.just("drop_oldest"), nbytes=st.integers(1, 30)),
-    st.just(Bound("latest")),
+    st.just(Bound("latest", count=1)),
     st.builds(Bound, full=st.just("block"), count=st.integers(1, 10)),
 )
 ACTIONS = st.lists(
