@@ -173,20 +173,23 @@ def oil(image: Image, detail: float) -> Image:
     Source: Kuwahara et al. (1976); windows by box filters, so that the cost does not grow with their size.
     """
     small = _shrink(image, 2)
+    height, width = small.shape[:2]
     radius = 4 - round(2 * detail)
-    window = (radius + 1, radius + 1)
-    gray = _gray(small)
-    best = np.full(gray.shape, np.inf, np.float32)
+    wide = _u8(cv2.copyMakeBorder(small, *[radius] * 4, borderType=cv2.BORDER_REPLICATE))
+    gray, window = _gray(wide), (radius + 1, radius + 1)
+    mean = cv2.blur(gray.astype(np.float32), window)
+    spreads = cv2.sqrBoxFilter(gray, cv2.CV_32F, window) - mean * mean
+    means = cv2.blur(wide, window)
+    best = np.full((height, width), np.inf, np.float32)
     out = np.zeros_like(small)
-    for y in (0, radius):
-        for x in (0, radius):
-            anchor = (x, y)
-            mean = cv2.blur(gray.astype(np.float32), window, anchor=anchor)
-            square = cv2.sqrBoxFilter(gray, cv2.CV_32F, window, anchor=anchor)
-            spread = square - mean * mean
+    # one filtering serves all four: the window whose corner is a pixel is centred (radius + 1) // 2 away from it
+    near, far = (radius + 1) // 2, (radius + 1) // 2 + radius
+    for y in (near, far):
+        for x in (near, far):
+            spread = spreads[y : y + height, x : x + width]
             calmer = cv2.compare(spread, best, cv2.CMP_LT)
             cv2.min(spread, best, best)
-            cv2.copyTo(cv2.blur(small, window, anchor=anchor), calmer, out)
+            cv2.copyTo(np.ascontiguousarray(means[y : y + height, x : x + width]), calmer, out)
     painted = _grow(_saturate(out, 1.35), image)
     relief = _u8(cv2.Laplacian(_gray(painted), cv2.CV_8U, ksize=1))
     return _u8(cv2.add(painted, _rgb(relief)))
