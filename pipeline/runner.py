@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .clock import SECOND, Clock
@@ -201,51 +201,65 @@ class Runner:
 
     async def _consume(self) -> None:
         """Take frames in media order over all inputs until all have ended."""
-        inputs, now, single = self.inputs, self.clock.now, len(self.inputs) == 1
+        inputs, control, blocking = self.inputs, self._control, self.out.blocking
+        single = len(inputs) == 1
         while True:
             if self._error is not None:
                 error, self._error = self._error, None
                 raise error
-            while self._control:
-                await self._control_now(self._control.popleft())
-            for edge in self.out.blocking:
-                if edge.is_full:
-                    await edge.room()
+            while control:
+                await self._control_now(control.popleft())
+            for output in blocking:
+                if output.queue and output.is_full:
+                    await output.room()
             edge = inputs[0] if single else _earliest(inputs)
-            start = now()
-            frame = edge.take(start) if edge is not None else None
-            if frame is None:
-                if any(e.queue for e in inputs):
-                    continue
+            if edge is None or not edge.queue:
                 if all(e.closed for e in inputs):
                     break
-                if not self._control:
+                if not control:
                     await self._sleep()
                 continue
-            assert edge is not None
-            await self._process(edge, frame, start)
+            self._processing = True
+            start = self.clock.now()
+            try:
+                work = self._burst(edge, single)
+                if work is not None:
+                    await work
+                    self.busy += self.clock.now() - start
+            except DeadlineMissed:
+                self.missed += 1
+            self._processing = False
         self.out.epoch = self.epoch
-        result = self.stage.finish(self.out)
-        if inspect.isawaitable(result):
-            await result
+        work = self.stage.finish(self.out)
+        if inspect.isawaitable(work):
+            await work
 
-    async def _process(self, edge: Edge, frame: Frame, start: int) -> None:
-        out, stage = self.out, self.stage
+    def _burst(self, edge: Edge, more: bool) -> Awaitable[None] | None:
+        """Process frames of one edge until one has to wait: what it waits for, or None.
+
+        more: go on with the next frame, as long as nobody is kept waiting by that.
+        """
+        out, queue, control, process, now = self.out, edge.queue, self._control, self.process, self.clock.now
+        port, enters, blocking = edge.dst_port, self._enters_scope(edge), out.blocking
         out.source = edge.source
-        out.epoch = self.epoch if self._enters_scope(edge) else frame.epoch
-        self._processing = True
-        try:
-            if type(frame) is Gap:
-                result = stage.gap(edge.dst_port, frame, out)
-            else:
-                result = self.process(edge.dst_port, frame, out)
-            if result is not None:
-                await result
-        except DeadlineMissed:
-            self.missed += 1
-        self._processing = False
-        self.processed += 1
-        self.busy += self.clock.now() - start
+        while queue:
+            start = now()
+            frame = edge.take(start)
+            if frame is None:
+                return None
+            out.epoch = self.epoch if enters else frame.epoch
+            self.processed = count = self.processed + 1
+            work = self.stage.gap(port, frame, out) if type(frame) is Gap else process(port, frame, out)
+            if work is not None:
+                return work
+            if not count & 7:  # see `fuse`
+                self.busy += (now() - start) << 3
+            if control or not more:
+                return None
+            for output in blocking:
+                if output.queue and output.is_full:
+                    return None
+        return None
 
     def _enters_scope(self, edge: Edge) -> bool:
         """Does this edge lead into the node's scope from outside it?"""
