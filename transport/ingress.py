@@ -1,0 +1,124 @@
+"""Media on its way in, bounded at every step: encoded frames wait for a decoder thread, decoded ones for
+the session. Both queues drop their oldest, so a track that nobody reads costs nothing.
+
+aiortc's own worker and track queue without limit; `_compat.install` puts these in their place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from aiortc.codecs import get_decoder
+from aiortc.rtcrtpparameters import RTCRtpCodecParameters
+from aiortc.rtcrtpreceiver import RemoteStreamTrack
+from av.error import FFmpegError
+
+log = logging.getLogger(__name__)
+
+DECODED = 4  # frames that wait for the session: 80 ms of audio, 133 ms of video at 30/s
+ENCODED = 30  # frames that wait for the decoder: about a second of video
+MAX_PIXELS = 4096 * 2304  # a picture of more is not decoded: one of 16383x16383 would take 400 MB
+
+
+class Mailbox(asyncio.Queue[Any]):
+    """A queue that drops its oldest when full. `None` means the end, and is kept."""
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__()
+        self.capacity = capacity
+        self.dropped = 0
+
+    def put_nowait(self, item: Any) -> None:
+        while self.qsize() >= self.capacity:
+            if self.get_nowait() is None:  # already ended: nothing follows the end
+                item = None
+            else:
+                self.dropped += 1
+        super().put_nowait(item)
+
+    async def put(self, item: Any) -> None:
+        self.put_nowait(item)
+
+
+class Decoded(Mailbox):
+    """The decoded frames of one track. `transform`, run on the decoder's thread, turns each into what the
+    track's `recv` gives; it may return None to drop it."""
+
+    def __init__(self) -> None:
+        super().__init__(DECODED)
+        self.transform: Callable[[Any], Any] | None = None
+
+
+class IngressTrack(RemoteStreamTrack):
+    """A track of the far end."""
+
+    def __init__(self, kind: str, id: str | None = None) -> None:
+        super().__init__(kind, id)
+        self.decoded = Decoded()
+        self._queue = self.decoded  # what aiortc gives to the decoder's thread
+
+    def end(self) -> None:
+        """No more frames will come: wakes who waits in `recv`."""
+        self.decoded.transform = None
+        self.decoded.put_nowait(None)
+
+
+def is_keyframe(codec: str, data: bytes) -> bool:
+    """Can decoding start here? VP8: RFC 6386 section 9.1; H.264: an SPS or IDR NAL unit (RFC 6184)."""
+    if codec == "VP8":
+        return bool(data) and not data[0] & 1
+    if codec == "H264":
+        return any(start[:1] and start[0] & 31 in (5, 7) for start in data.split(b"\0\0\1")[1:])
+    return True
+
+
+def decode_loop(
+    loop: asyncio.AbstractEventLoop,
+    input_q: queue.Queue[Any],
+    output_q: Decoded,
+    decode_error: threading.Event,
+) -> None:
+    """Thread of one track: takes (codec, encoded frame), ends at None. Sets `decode_error` to ask the
+    sender for a keyframe."""
+    decoder: Any = None
+    name = ""
+    waiting = False  # for a keyframe, after frames were dropped
+    while (task := input_q.get()) is not None:
+        if input_q.qsize() >= ENCODED:
+            waiting = True
+            decode_error.set()
+            while not input_q.empty() and task is not None:
+                task = input_q.get_nowait()
+            if task is None:
+                break
+        codec: RTCRtpCodecParameters
+        codec, encoded = task
+        if waiting and not is_keyframe(codec.name, encoded.data):
+            decode_error.set()
+            continue
+        waiting = False
+        try:
+            if codec.name != name:
+                decoder, name = get_decoder(codec), codec.name
+                decoder.codec.options = decoder.codec.options | {"max_pixels": str(MAX_PIXELS)}
+            for frame in decoder.decode(encoded):
+                transform = output_q.transform
+                item = transform(frame) if transform is not None else frame
+                if item is not None:
+                    loop.call_soon_threadsafe(output_q.put_nowait, item)
+        except FFmpegError:
+            decode_error.set()  # keep the decoder: only a keyframe brings the picture back
+        except RuntimeError:  # the loop has closed
+            return
+        except Exception:  # boundary: a track of one session must not take its thread down silently
+            log.exception("a %s frame could not be taken", codec.name)
+            decode_error.set()
+    try:
+        loop.call_soon_threadsafe(output_q.put_nowait, None)
+    except RuntimeError:  # the loop has closed
+        return
