@@ -1,0 +1,188 @@
+"""The live ends of a graph: `webrtc.in` gives what a peer sends, `webrtc.out` sends it what the graph makes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable
+from typing import Any, Literal
+
+from aiortc.mediastreams import MediaStreamError
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..pipeline.clock import MS, SECOND
+from ..pipeline.frame import AudioFrame, EventFrame, Frame, Gap, PixelFormat, TokenFrame, VideoFrame
+from ..pipeline.stage import Control, Flush, In, Out, Outputs, Ports, Stage, StageError
+from ..pipeline.units import Audio, AudioFormat, Duration, Video
+from .capture_clock import CaptureClock
+from .datachannel import ControlChannel
+from .fit import AudioFit, VideoFit
+from .ingress import IngressTrack
+from .peer import Peer
+
+log = logging.getLogger(__name__)
+
+_NO_PEER = "{} is the live end of a browser session; `penstock serve` gives it one, `penstock run` needs {}"
+
+
+class WebRtcInOptions(BaseModel):
+    """video: the picture is scaled to fit inside, aspect kept, never faster than its fps; left out: as
+    captured. audio: 48k/mono/20ms when left out. stale: a picture older than this dies at the next edge."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    video: Video | None = None
+    audio: Audio | None = None
+    format: PixelFormat = "rgb24"
+    stale: Duration = Field(default=500 * MS, gt=0)
+
+
+class WebRtcIn(Stage):
+    """What the peer sends: pictures, sound, and the chat lines of its data channel."""
+
+    ports = Ports(
+        outputs={
+            "video": Out(VideoFrame, "live"),
+            "audio": Out(AudioFrame, "live"),
+            "text": Out(TokenFrame, "token"),
+        }
+    )
+    Options = WebRtcInOptions
+
+    def __init__(
+        self, options: BaseModel | None = None, params: BaseModel | None = None, peer: Peer | None = None
+    ) -> None:
+        super().__init__(options, params)
+        self.peer = peer
+
+    async def setup(self) -> None:
+        if self.peer is None:
+            raise StageError(_NO_PEER.format("webrtc.in", "--in FILE"))
+        options: WebRtcInOptions = self.options
+        if "video" in self.peer.tracks:
+            self.peer.tracks["video"].decoded.transform = VideoFit(options.video, options.format)
+        if "audio" in self.peer.tracks:
+            self.peer.tracks["audio"].decoded.transform = AudioFit(options.audio or AudioFormat(48_000))
+
+    async def run(self, out: Outputs) -> None:
+        """Until the peer is gone."""
+        assert self.peer is not None
+        readers = {"video": self._video, "audio": self._audio}
+        async with asyncio.TaskGroup() as group:
+            for kind, track in self.peer.tracks.items():
+                group.create_task(
+                    _until_end(readers[kind](track, out)), name=f"{self.ctx.session}/{self.ctx.node}.{kind}"
+                )
+            group.create_task(self._text(self.peer, out), name=f"{self.ctx.session}/{self.ctx.node}.text")
+
+    async def _video(self, track: IngressTrack, out: Outputs) -> None:
+        options: WebRtcInOptions = self.options
+        capture = CaptureClock()
+        while True:
+            media, image = _item(await track.recv())
+            pts = capture.at(media, self.ctx.clock.now())
+            frame = VideoFrame(pts=pts, deadline=pts + options.stale, image=image, format=options.format)
+            await out.send("video", frame)
+
+    async def _audio(self, track: IngressTrack, out: Outputs) -> None:
+        options: WebRtcInOptions = self.options
+        rate_hz = (options.audio or AudioFormat(48_000)).rate_hz
+        capture = CaptureClock()
+        expected: int | None = None  # media time
+        end = 0  # pts where the last frame ended
+        while True:
+            for media, pcm in _item(await track.recv()):
+                length = len(pcm) * SECOND // rate_hz
+                # the sender could send it only when its last sample was recorded
+                pts = capture.at(media + length, self.ctx.clock.now()) - length
+                if expected is not None and media - expected > length // 2 and pts > end:
+                    await out.send("audio", Gap(pts=end, until=pts, reason="network"))
+                expected, end = media + length, pts + length
+                await out.send("audio", AudioFrame(pts=pts, pcm=pcm, rate_hz=rate_hz))
+
+    async def _text(self, peer: Peer, out: Outputs) -> None:
+        utterance = 0
+        while (text := await peer.chat.get()) is not None:
+            utterance += 1
+            await out.send("text", TokenFrame(pts=self.ctx.clock.now(), text=text, utterance=utterance))
+
+
+def _item(received: Any) -> Any:
+    """What the track's transform made: `recv` is typed for aiortc's own frames."""
+    return received
+
+
+async def _until_end(reader: Awaitable[None]) -> None:
+    try:
+        await reader
+    except MediaStreamError:
+        return  # the far end stopped this track; the others go on
+
+
+def text_kind(source: str) -> Literal["partial", "commit", "delta"]:
+    """How the page shows the text of a port "node.port" (docs/protocol.md)."""
+    port = source.rpartition(".")[2]
+    return port if port in ("partial", "commit") else "delta"  # type: ignore[return-value]
+
+
+class WebRtcOutOptions(BaseModel):
+    """ahead: how much sound may wait at the sender; more of it lets speech survive a busy machine, less
+    makes a barge-in quicker."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ahead: Duration = Field(default=60 * MS, ge=20 * MS, le=SECOND)
+
+
+class WebRtcOut(Stage):
+    """Sends to the peer: the newest picture, sound at real-time pace, text on its data channel.
+
+    What the peer did not ask for (no such track, no channel) is dropped here. Events need no edge: the
+    session's listeners put every event of the graph on the channel, also those of this port.
+    """
+
+    ports = Ports(
+        inputs={
+            "video": In(VideoFrame, required=False),
+            "audio": In(AudioFrame, required=False),
+            "text": In((TokenFrame, EventFrame), required=False, many=True),
+        }
+    )
+    Options = WebRtcOutOptions
+
+    def __init__(
+        self,
+        options: BaseModel | None = None,
+        params: BaseModel | None = None,
+        peer: Peer | None = None,
+        channel: ControlChannel | None = None,
+    ) -> None:
+        super().__init__(options, params)
+        self.peer = peer
+        self.channel = channel
+
+    async def setup(self) -> None:
+        if self.peer is None:
+            raise StageError(_NO_PEER.format("webrtc.out", "--out FILE"))
+        if self.peer.audio_out is not None:
+            self.peer.audio_out.ahead = self.options.ahead
+
+    def process(self, port: str, frame: Frame, out: Outputs) -> Awaitable[None] | None:
+        assert self.peer is not None
+        if isinstance(frame, VideoFrame):
+            if self.peer.video_out is not None:
+                self.peer.video_out.show(frame)
+        elif isinstance(frame, AudioFrame):
+            if self.peer.audio_out is not None:
+                return self.peer.audio_out.write(frame)
+        elif isinstance(frame, TokenFrame) and self.channel is not None:
+            self.channel.text(out.source, text_kind(out.source), frame)
+        return None
+
+    async def control(self, message: Control) -> None:
+        if isinstance(message, Flush):
+            assert self.peer is not None
+            if self.peer.audio_out is not None:
+                self.peer.audio_out.flush(message.epoch)
+        else:
+            await super().control(message)
