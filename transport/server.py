@@ -1,0 +1,202 @@
+"""The HTTP server: the page, signalling, WHIP and WHEP (docs/protocol.md)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import json
+import logging
+import os
+import signal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from aiohttp import web
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..pipeline.clock import Clock, MonotonicClock
+from ..pipeline.graph import Plan
+from ..pipeline.session import Session
+from ..pipeline.stage import StageError
+from . import whip
+from .guard import Guard, is_loopback
+from .live_session import SessionFactory
+from .sessions import Sessions
+
+log = logging.getLogger(__name__)
+
+MAX_BODY = 128 * 1024  # bytes; a browser's offer has about 8 KiB
+WEB = Path(__file__).parent / "web"
+
+
+class ServeError(StageError):
+    """The server cannot start; says what to change."""
+
+
+class _Offer(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
+
+    sdp: str
+    type: str = Field(default="offer", pattern="^offer$")
+    graph: str | None = None
+
+
+def token_from_environment() -> str | None:
+    """PENSTOCK_TOKEN, or the first line of the file PENSTOCK_TOKEN_FILE. Raises: ServeError."""
+    if token := os.environ.get("PENSTOCK_TOKEN", "").strip():
+        return token
+    if path := os.environ.get("PENSTOCK_TOKEN_FILE"):
+        try:
+            token = Path(path).read_text().strip().partition("\n")[0]
+        except (OSError, UnicodeDecodeError) as e:
+            raise ServeError(f"PENSTOCK_TOKEN_FILE {path!r} cannot be read: {e}") from e
+        if not token:
+            raise ServeError(f"PENSTOCK_TOKEN_FILE {path!r} is empty")
+        return token
+    return None
+
+
+def make_app(sessions: Sessions, host: str, token: str | None) -> web.Application:
+    """All routes. host: what the app will be bound to."""
+    pages = {"/": WEB / "index.html"} | {
+        f"/{path.relative_to(WEB).as_posix()}": path for path in sorted(WEB.rglob("*")) if path.is_file()
+    }
+    guard = Guard(host, token, frozenset(pages) | {"/health"})
+    app = web.Application(middlewares=[guard.middleware], client_max_size=MAX_BODY)
+
+    async def page(request: web.Request) -> web.StreamResponse:
+        path = pages[request.path]
+        if not path.is_file():
+            raise web.HTTPNotFound(text="this installation has no page")
+        return web.FileResponse(path)
+
+    async def graphs(_: web.Request) -> web.Response:
+        return web.json_response(
+            {
+                "graphs": [
+                    {
+                        "name": name,
+                        "title": plan.title,
+                        "about": plan.about,
+                        "default": name == sessions.default,
+                    }
+                    for name, plan in sessions.graphs.items()
+                ]
+            }
+        )
+
+    async def create(request: web.Request) -> web.Response:
+        if request.content_type != "application/json":
+            raise web.HTTPUnsupportedMediaType(
+                text=f"the content type is {request.content_type!r}; application/json is taken"
+            )
+        try:
+            offer = _Offer.model_validate(json.loads(await request.text()))
+        except ValidationError as e:
+            first = e.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "body"
+            raise web.HTTPBadRequest(text=f"{where}: {first['msg']}") from e
+        except (ValueError, RecursionError) as e:
+            raise web.HTTPBadRequest(text="the body is not JSON in UTF-8") from e
+        live, answer = await sessions.open(offer.graph or sessions.default, offer.sdp, request.remote or "")
+        return web.json_response({"session": live.id, "sdp": answer, "type": "answer"})
+
+    async def end(request: web.Request) -> web.Response:
+        await sessions.close(request.match_info["id"], "the client ended it")
+        return web.json_response({})
+
+    async def stats(request: web.Request) -> web.Response:
+        live = sessions.live.get(request.match_info["id"])
+        if live is None:
+            raise web.HTTPNotFound(text="there is no such session; it may have ended")
+        return web.json_response(live.stats())
+
+    async def health(_: web.Request) -> web.Response:
+        return web.json_response({"status": "ok", "sessions": len(sessions.live)})
+
+    for path in pages:
+        app.router.add_get(path, page)
+    app.router.add_get("/graphs", graphs)
+    app.router.add_post("/session", create)
+    app.router.add_delete("/session/{id}", end)
+    app.router.add_get("/session/{id}/stats", stats)
+    app.router.add_get("/health", health)
+    whip.add_routes(app, sessions)
+    return app
+
+
+class Server:
+    """A server that can be started and stopped; `serve` is the one for command lines."""
+
+    def __init__(self, sessions: Sessions, host: str, port: int, token: str | None = None) -> None:
+        if not is_loopback(host) and not token:
+            raise ServeError(
+                f"--host {host} lets other machines in: set PENSTOCK_TOKEN (or PENSTOCK_TOKEN_FILE) to a "
+                "secret that clients must send, or stay on 127.0.0.1"
+            )
+        self.sessions = sessions
+        self.host = host
+        self.port = port
+        self._runner = web.AppRunner(
+            make_app(sessions, host, token), access_log=None, handle_signals=False, shutdown_timeout=0.5
+        )
+
+    @property
+    def url(self) -> str:
+        name = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{name}:{self.port}"
+
+    async def start(self) -> None:
+        """Bind and listen; port 0 takes a free one. Raises: ServeError."""
+        await self._runner.setup()
+        try:
+            await web.TCPSite(self._runner, self.host, self.port).start()
+        except OSError as e:
+            await self._runner.cleanup()
+            if e.errno == errno.EADDRINUSE:
+                raise ServeError(
+                    f"port {self.port} of {self.host} is in use; stop the other server or choose --port"
+                ) from e
+            raise ServeError(f"cannot listen on {self.host} port {self.port}: {e.strerror or e}") from e
+        self.port = self._runner.addresses[0][1]
+
+    async def stop(self) -> None:
+        """Stop listening and end all sessions, within about two seconds."""
+        for site in list(self._runner.sites):
+            await site.stop()
+        await self.sessions.close_all()
+        await self._runner.cleanup()
+
+
+async def serve(
+    graphs: Mapping[str, Plan],
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    clock: Clock | None = None,
+    session_factory: SessionFactory | None = None,
+    on_ready: Callable[[str], None] | None = None,
+    *,
+    token: str | None = None,
+    max_sessions: int = 16,
+) -> None:
+    """Serve until cancelled or SIGTERM. on_ready is given the URL once the server listens.
+
+    graphs: by name; the first is the default. token: from the environment when None.
+    Raises: ServeError.
+    """
+    sessions = Sessions(graphs, clock or MonotonicClock(), session_factory or Session, limit=max_sessions)
+    server = Server(sessions, host, port, token or token_from_environment())
+    await server.start()
+    terminated = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # not on the main thread
+        loop.add_signal_handler(signal.SIGTERM, terminated.set)
+    try:
+        if on_ready is not None:
+            on_ready(server.url)
+        await terminated.wait()
+    finally:
+        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
+            loop.remove_signal_handler(signal.SIGTERM)
+        await server.stop()
