@@ -18,7 +18,7 @@ from . import library, logs
 from .errors import GraphError
 from .stage import StageError
 
-_ROOT = __name__.split(".")[0]
+_ROOT = (__package__ or "penstock").split(".")[0]  # __name__ is "__main__" under -m
 
 app = typer.Typer(
     help="Live AI on audio and video: graphs of streaming stages behind WebRTC.",
@@ -84,7 +84,7 @@ def serve(
         )
 
     asyncio.run(
-        server.serve(plans, host=host, port=port, token=token, max_sessions=max_sessions, on_ready=on_ready)
+        server.serve(plans, host=host, port=port, token=token or None, max_sessions=max_sessions, on_ready=on_ready)
     )
 
 
