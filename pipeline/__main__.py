@@ -84,7 +84,9 @@ def serve(
         )
 
     asyncio.run(
-        server.serve(plans, host=host, port=port, token=token or None, max_sessions=max_sessions, on_ready=on_ready)
+        server.serve(
+            plans, host=host, port=port, token=token or None, max_sessions=max_sessions, on_ready=on_ready
+        )
     )
 
 
