@@ -1,10 +1,11 @@
 // The studio page: what is on, what the connection does, and what is shown.
 
 import { Figures } from "./figures.js";
+import { Graphs } from "./graphs.js";
 import { Loudness, Media } from "./media.js";
 import { Orb } from "./orb.js";
 import { Params } from "./params.js";
-import { Link, LinkError, call } from "./rtc.js";
+import { Link, LinkError } from "./rtc.js";
 import { address, clearNotes, note, shortcuts, theme } from "./shell.js";
 import { Captions, Talk } from "./talk.js";
 
@@ -21,13 +22,13 @@ let state = "idle";
 let link = null;
 let attempt = 0;
 let countdown = 0;
-let graphs = [];
 
 const media = new Media({ ended: (kind) => { on[kind] = false; link?.replace(kind, null); showDevices(); note(`The ${kind === "video" ? "camera" : "microphone"} was disconnected.`); } });
 const captions = new Captions();
 const talk = new Talk();
 const params = new Params((node, values) => link?.send("params", { node, values }));
 const figures = new Figures();
+const graphs = new Graphs();
 const mine = new Loudness();
 const theirs = new Loudness();
 const orb = new Orb($("orb"));
@@ -84,7 +85,7 @@ async function connect() {
   link?.close();
   link = mineNow;
   try {
-    await link.open({ graph: $("graph").value, audio: media.tracks.audio, video: media.tracks.video });
+    await link.open({ graph: graphs.chosen, audio: media.tracks.audio, video: media.tracks.video });
     if (link !== mineNow) return;
     attempt = 0;
     link.send("stats", { every_ms: STATS_MS });
@@ -165,7 +166,9 @@ const HANDLERS = {
   event({ name, from, fields }) {
     if (name === "speech_start") { $("mic").classList.add("heard"); talk.cut(); }
     if (name === "speech_end") $("mic").classList.remove("heard");
-    if (name === "restart") note(`Stage ${fields?.node ?? from} failed and was restarted.`);
+    if (name === "restart") note(`Stage ${from} failed and was restarted: ${fields.error}`);
+    if (name === "failed") note(`Stage ${from} failed and is off: ${fields.error}`, { bad: true });
+    if (from === "session" && name === "closed") link?.ends(fields.reason);
   },
   params({ node, values }) { params.update(node, values); },
   stats(message) {
@@ -256,31 +259,20 @@ setInterval(() => { $("mic").style.setProperty("--level", on.audio ? mine.read()
 
 async function listGraphs() {
   try {
-    ({ graphs } = await call("graphs", { token: here.token }));
+    await graphs.list({ token: here.token, wanted: here.graph });
   } catch (error) {
     become("failed");
     trouble(error);
-    return;
   }
-  $("graph").replaceChildren(...graphs.map(({ name, title }) => new Option(title ?? name, name)));
-  const first = graphs.find(({ name }) => name === here.graph) ?? graphs.find((g) => g.default) ?? graphs[0];
-  if (first) $("graph").value = first.name;
-  describe();
-}
-
-function describe() {
-  const graph = graphs.find(({ name }) => name === $("graph").value);
-  $("graph-title").textContent = graph?.title ?? graph?.name ?? "Penstock";
-  $("graph-about").textContent = graph?.about ?? "Speak and show your camera; what this graph makes of it comes back live.";
 }
 
 $("graph").onchange = () => {
-  describe();
+  graphs.describe();
   if (state === "live" || state === "waiting") { talk.clear(); clearRemote(); become("connecting"); connect(); }
 };
 $("start").onclick = () => start();
 $("start-quiet").onclick = () => start({ quiet: true });
-$("retry").onclick = async () => { if (!graphs.length) { become("idle"); await listGraphs(); } else { await connect(); } };
+$("retry").onclick = async () => { if (!graphs.known) { become("idle"); await listGraphs(); } else { await connect(); } };
 $("give-up").onclick = leave;
 $("leave").onclick = leave;
 $("mic").onclick = () => toggle("audio");

@@ -51,13 +51,14 @@ export class Link {
   #pings = new Map();
   #nextPing = 1;
   #senders = {};
+  #ending = "The server ended the session.";
 
   constructor({ token, on }) {
     this.#token = token;
     this.#on = on;
     this.#channel = this.#pc.createDataChannel("penstock", { ordered: true });
     this.#channel.onmessage = (event) => this.#receive(event.data);
-    this.#channel.onclose = () => this.#lose("The connection was closed", "The server ended the session.");
+    this.#channel.onclose = () => this.#lose("The connection was closed", this.#ending);
     this.#pc.ontrack = ({ track, receiver }) => {
       if ("jitterBufferTarget" in receiver) receiver.jitterBufferTarget = 0; // live: show it as soon as it is here
       this.#on.track(track);
@@ -94,6 +95,11 @@ export class Link {
     if (this.#channel.readyState !== "open") return false;
     this.#channel.send(JSON.stringify({ v: VERSION, type, ...fields }));
     return true;
+  }
+
+  /** The server says why it is about to close. */
+  ends(reason) {
+    if (reason && reason !== "closed") this.#ending = `The server ended the session: ${reason}.`;
   }
 
   /** Put another track (or null) on a line, without a new offer. */
