@@ -42,8 +42,8 @@ def serving(*graphs: str, port: int = 0) -> Generator[Served]:
         assert process.stderr is not None
         for line in process.stderr:
             served.lines.append(line.rstrip())
-            if not served.url and (found := re.search(r"http://127\.0\.0\.1:\d+", line)):
-                served.url = found[0] + "/"
+            if not served.url and (found := re.search(r"ready.*(http://127\.0\.0\.1:\d+)", line)):
+                served.url = found[1] + "/"
                 ready.set()
         ready.set()  # it has ended
 
