@@ -1,13 +1,19 @@
 // Live parameters: one control per property of a node's JSON Schema.
 
 const DEBOUNCE_MS = 140;
-const SEGMENTS_MAX = 6; // more choices than this become a select
+const SEGMENTS_MAX = 10; // more choices than this become a select
 
 // what people reach for first: the picture, then the voice; the rest is there, folded
 const RANKS = [/diffusion|restyle/, /^(tts|llm|agent|vlm)\b/];
 const rank = ({ use }) => { const at = RANKS.findIndex((r) => r.test(use)); return at < 0 ? RANKS.length : at; };
 
 const words = (name) => name.replaceAll("_", " ");
+
+/** The schema's title as a sentence: pydantic makes "Min Silence" of min_silence. */
+function labelOf(name, schema) {
+  const [first, ...rest] = (schema.title ?? words(name)).split(" ");
+  return [first[0].toUpperCase() + first.slice(1), ...rest.map((w) => (/^[A-Z][a-z]+$/.test(w) ? w.toLowerCase() : w))].join(" ");
+}
 
 function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
@@ -158,10 +164,10 @@ export class Params {
     if (!maker) return null;
     const key = `${node.name}/${name}`;
     const id = `param-${node.name}-${name}`;
-    const control = maker(schema, id, (value) => this.#later(key, node.name, name, value), `${node.name} ${words(name)}`);
+    const control = maker(schema, id, (value) => this.#later(key, node.name, name, value), `${node.name} ${labelOf(name, schema)}`);
     this.#controls.set(key, control);
     control.set(node.params?.[name] ?? schema.default);
-    const label = make(control.group ? "span" : "label", { className: "name" }, words(name));
+    const label = make(control.group ? "span" : "label", { className: "name" }, labelOf(name, schema));
     if (!control.group) label.htmlFor = id;
     if (schema.description) label.title = schema.description;
     const beside = control.inline ? control.element : control.output ?? "";
