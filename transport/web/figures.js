@@ -90,11 +90,13 @@ export class Figures {
     this.#cards = new Map(nodes.map(({ name, use }) => [name, new Card(name, use)]));
     const here = new Card("page", "what this browser shows: received frames, ms in its jitter buffer, packets lost");
     this.#cards.set("\0page", here);
+    this.#list.style.setProperty("--cards", this.#cards.size);
     this.#list.replaceChildren(...[...this.#cards.values()].map((card) => card.element));
   }
 
   clear() {
     this.#cards.clear();
+    this.#list.style.removeProperty("--cards");
     this.#list.replaceChildren(this.#empty);
   }
 
