@@ -244,7 +244,7 @@ class Runner:
         out.source = edge.source
         while queue:
             start = now()
-            frame = edge.take(start)
+            frame = edge.next(start)
             if frame is None:
                 return None
             out.epoch = self.epoch if enters else frame.epoch
@@ -285,12 +285,11 @@ class Runner:
         edge, out, now = self.inputs[0], self.out, self.clock.now
         port, enters = edge.dst_port, self._enters_scope(edge)
         blocking = tuple((e.queue, e) for e in out.blocking)
-        queue, enqueue = edge.queue, edge.enqueue
+        queue, enqueue = edge.queue, edge.put
         self._fused.append(edge)
         out.source = edge.source
 
         def put(frame: Frame) -> None:
-            edge.puts += 1
             if not edge.armed or queue or frame.epoch < edge.epoch or edge.thin:
                 enqueue(frame)
                 return
@@ -298,6 +297,7 @@ class Runner:
                 if waiting and output.is_full:
                     enqueue(frame)
                     return
+            edge.puts += 1
             start = now()
             if frame.deadline < start:
                 edge.lose(frame, "late")
