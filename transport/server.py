@@ -22,6 +22,7 @@ from ..pipeline.stage import StageError
 from . import whip
 from .guard import Guard, is_loopback
 from .live_session import SessionFactory
+from .memory import limit_arenas
 from .sessions import Sessions
 
 log = logging.getLogger(__name__)
@@ -149,6 +150,7 @@ class Server:
 
     async def start(self) -> None:
         """Bind and listen; port 0 takes a free one. Raises: ServeError."""
+        limit_arenas()
         await self._runner.setup()
         try:
             await web.TCPSite(self._runner, self.host, self.port).start()

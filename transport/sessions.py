@@ -13,6 +13,7 @@ from aiohttp import web
 from ..pipeline.clock import Clock
 from ..pipeline.graph import Plan
 from .live_session import LiveSession, SessionFactory
+from .memory import give_back
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +83,8 @@ class Sessions:
             log.exception("session %s failed", live.id)
         finally:
             self.live.pop(live.id, None)
+            if not self.live:
+                await asyncio.get_running_loop().run_in_executor(None, give_back)
 
     async def close(self, session_id: str, reason: str) -> None:
         """End one session; nothing happens when it is gone already."""
