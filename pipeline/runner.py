@@ -97,6 +97,7 @@ class Runner:
         self.params = plan.params
         self.state = "starting"  # running, restarting, failed, ended
         self.inputs: list[Edge] = []
+        self.connected: frozenset[str] = frozenset()
         self.out = NodeOutputs(plan.name, {})
         self.stage = make()
         self.process = self.stage.process
@@ -144,6 +145,8 @@ class Runner:
             if issubclass(spec.type, EventFrame):
                 self.out.hear(port, self._on_event)
         self.inputs = inputs
+        fed = {port for port, edges in ports.items() if edges}
+        self.connected = frozenset(fed | {edge.dst_port for edge in inputs})
         self._scope_sources = scope_sources
 
     async def setup(self) -> None:

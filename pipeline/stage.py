@@ -113,6 +113,7 @@ class Context(Protocol):
     node: str
     clock: Clock
     realtime: bool  # False in file runs: nothing is dropped, time is the media's
+    connected: frozenset[str]  # the node's ports, of both directions, that have an edge
 
     @property
     def epoch(self) -> int:

@@ -28,9 +28,9 @@ class OverlayParams(BaseModel):
     size: Annotated[float, Field(title="Text size", ge=0.02, le=0.15, description="Share of the height")] = (
         0.055
     )
-    position: Literal["bottom", "top"] = Field("bottom", title="Position")
+    position: Annotated[Literal["bottom", "top"], Field(title="Position")] = "bottom"
     hold: Annotated[float, Field(title="Hold", ge=0.5, le=30, description="Seconds a caption stays")] = 4.0
-    show: bool = Field(True, title="Show captions")
+    show: Annotated[bool, Field(title="Show captions")] = True
 
 
 class CaptionOverlay(Stage):

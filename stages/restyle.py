@@ -28,7 +28,7 @@ class RestyleParams(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    style: StyleName = Field("none", title="Style")
+    style: Annotated[StyleName, Field(title="Style")] = "none"
     strength: Annotated[
         float, Field(title="Strength", ge=0, le=1, description="0 shows the camera's picture")
     ] = 1.0

@@ -30,6 +30,7 @@ class FakeContext:
         self.node = "node"
         self.clock: Clock = clock or ManualClock()
         self.realtime = realtime
+        self.connected = frozenset({"video", "audio", "text"})
         self.epoch = epoch
         self.events: list[tuple[str, dict[str, object]]] = []
         self.params: list[tuple[str, dict[str, object]]] = []

@@ -5,4 +5,5 @@ CATALOG = {
     "webrtc.out": "webrtc_stages:WebRtcOut",
     "file.in": "file_in:FileIn",
     "file.out": "file_out:FileOut",
+    "synthetic.in": "synthetic:SyntheticIn",
 }
