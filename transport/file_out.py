@@ -121,15 +121,15 @@ class FileOut(Stage):
         """The graph has ended: complete the files."""
         while self._pending:
             await self._pending.popleft()
-        await self._worker.call(self._finish)
+        await self._worker.call(self._finish, True)
 
-    def _finish(self) -> None:
+    def _finish(self, ended: bool) -> None:
         media, self._media = self._media, []
         text, self._text = self._text, []
         for file in text:
             file.close()
         for writer in media:
-            if not writer.finish():
+            if not writer.finish() and ended:
                 log.warning("%s was not written: the graph gave it nothing", writer.path)
             if writer.skipped:
                 log.warning("%s: %d pictures had no new time and were skipped", writer.path, writer.skipped)
@@ -144,6 +144,6 @@ class FileOut(Stage):
         try:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(0.9):  # of the session's second for closing
-                    await self._worker.call(self._finish)
+                    await self._worker.call(self._finish, False)
         finally:
             self._worker.close()

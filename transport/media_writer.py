@@ -66,7 +66,7 @@ _RATES = {
 }
 _ENCODER_OPTIONS = {
     "libx264": {"preset": "veryfast", "crf": "21"},
-    "libvpx": {"deadline": "realtime", "cpu-used": "5", "crf": "12", "b": "2500k"},
+    "libvpx": {"deadline": "realtime", "cpu-used": "8", "crf": "12", "b": "2500k"},
     "libopus": {"b": "96k"},
 }
 _URL = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
