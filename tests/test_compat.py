@@ -1,5 +1,6 @@
 """Each symbol of aiortc and aioice that `_compat` touches is there and means what we think."""
 
+import math
 import queue
 import threading
 from typing import Any
@@ -8,13 +9,22 @@ import aioice.ice
 import aiortc.codecs.vpx
 import aiortc.rtcpeerconnection
 import aiortc.rtcrtpreceiver
+import aiortc.rtp
+import av
+import numpy as np
 import pytest
 from aiortc.codecs import get_decoder
 from aiortc.jitterbuffer import JitterBuffer
 from aiortc.rtcrtpparameters import RTCRtpCodecParameters
 from aiortc.rtp import RtpPacket
 from penstock.transport import _compat
-from penstock.transport._compat import AUDIO_REORDER, PromptJitterBuffer, encoder_threads, host_addresses
+from penstock.transport._compat import (
+    AUDIO_REORDER,
+    PromptJitterBuffer,
+    audio_level_dbov,
+    encoder_threads,
+    host_addresses,
+)
 from penstock.transport.ingress import Decoded, IngressTrack, decode_loop, is_keyframe
 
 
@@ -136,3 +146,13 @@ def test_garbage_media_ends_nothing():
     decode_loop(Loop(), waiting, decoded, error)  # type: ignore[arg-type]
     assert error.is_set()
     assert decoded.get_nowait() is None
+
+
+@pytest.mark.parametrize("amplitude", [0, 1, 300, 8000, 32767])
+def test_audio_level_is_that_of_rfc_6465(amplitude: int):
+    pcm = np.full((1, 960), amplitude, np.int16)
+    pcm[:, ::2] *= -1
+    frame = av.AudioFrame.from_ndarray(pcm, format="s16", layout="mono")
+    expected = -127 if amplitude == 0 else round(20 * math.log10(amplitude / 32767))
+    assert audio_level_dbov(frame) == expected
+    assert aiortc.rtp.compute_audio_level_dbov is audio_level_dbov

@@ -3,15 +3,18 @@ import json
 import socket
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import Any
+from dataclasses import replace
 
 import aiohttp
 import pytest
-from client import Client, Colour, Tone, serving, until, within
+from client import GRAPHS, Client, Colour, Tone, serving, until, within
+from graphs import AudioWork, compile_test
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from penstock.pipeline.clock import MonotonicClock
+from penstock.pipeline.compiler import load
 from penstock.pipeline.session import Session
+from penstock.pipeline.stage import StageError
 from penstock.transport.offer import OfferError, check_offer
 from penstock.transport.server import MAX_BODY, ServeError, Server
 from penstock.transport.sessions import Sessions
@@ -32,7 +35,7 @@ async def refusal(response: aiohttp.ClientResponse) -> tuple[int, str]:
     return response.status, body["error"]
 
 
-async def an_offer(**tracks: Any) -> str:
+async def an_offer() -> str:
     client = Client()
     try:
         return await client.offer()
@@ -271,5 +274,64 @@ def test_a_damaged_real_offer_is_refused_and_leaves_no_session():
                 "/session", data=json.dumps({"sdp": offer}), headers={"Content-Type": "application/json"}
             ) as r:
                 assert r.status == 200
+
+    asyncio.run(main())
+
+
+def test_a_session_that_breaks_is_told_why_and_no_other_notices():
+    breaks = compile_test("""
+penstock: 1
+graph: breaks
+nodes:
+  mic: {use: webrtc.in, audio: 16k/mono/20ms}
+  work: {use: test.work, in: mic.audio, fail_at: 5, critical: true}
+  out: {use: webrtc.out, in: {audio: work.audio, text: mic.text}}
+""")
+    loopback = load(GRAPHS / "loopback.yaml")
+
+    async def main() -> None:
+        async with serving({"loopback": loopback, "breaks": breaks}) as server:
+            bad, good = Client(), Client()
+            for client, graph in ((good, "loopback"), (bad, "breaks")):
+                client.pc.addTrack(Tone())
+                await client.connect(server.url, graph)
+            error = await bad.heard("error")
+            assert error["about"] == "session"
+            assert "told to fail" in error["message"]
+            await until(lambda: list(server.sessions.live) == [good.session])
+            good.say({"v": 1, "type": "chat", "text": "still here"})
+            assert (await good.heard("text"))["text"] == "still here"
+            await bad.pc.close()
+            await good.pc.close()
+
+    asyncio.run(main())
+
+
+def test_a_graph_that_cannot_start_is_a_server_error_in_words():
+    class Broken(AudioWork):
+        async def setup(self) -> None:
+            raise StageError("the model file is missing")
+
+    plan = compile_test("""
+penstock: 1
+graph: broken
+nodes:
+  mic: {use: webrtc.in}
+  work: {use: test.work, in: mic.audio}
+  out: {use: webrtc.out, in: {audio: work.audio}}
+""")
+    nodes = dict(plan.nodes)
+    nodes["work"] = replace(nodes["work"], cls=Broken)
+
+    async def main() -> None:
+        async with (
+            serving({"broken": replace(plan, nodes=nodes)}) as server,
+            aiohttp.ClientSession(server.url) as session,
+            session.post("/session", json={"sdp": await an_offer()}) as r,
+        ):
+            code, said = await refusal(r)
+            assert code == 500
+            assert "the model file is missing" in said
+            assert not server.sessions.live
 
     asyncio.run(main())

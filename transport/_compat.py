@@ -6,6 +6,7 @@ aiortc is pinned (pyproject.toml): a new version is taken when these tests pass 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,9 @@ import aioice.ice
 import aiortc.codecs.vpx
 import aiortc.rtcpeerconnection
 import aiortc.rtcrtpreceiver
+import aiortc.rtp
+import av
+import numpy as np
 from aioice import stun
 from aiortc import RTCPeerConnection, RTCRtpTransceiver
 from aiortc.jitterbuffer import JitterBuffer, JitterFrame
@@ -68,10 +72,18 @@ def encoder_threads(pixels: int, cpus: int) -> int:
     return 1 if pixels <= 1280 * 720 or cpus < 4 else 2
 
 
+def audio_level_dbov(frame: av.AudioFrame) -> int:
+    """The level of s16 sound in dB of full scale, -127 to 0 (RFC 6465 appendix A): as aiortc's own, which
+    loops over the samples in Python and costs 0.11 ms a frame, 20 times as much."""
+    power = float(np.mean(np.square(frame.to_ndarray(), dtype=np.float64))) / 32767**2
+    return max(-127, min(0, round(10 * math.log10(power)))) if power > 0 else -127
+
+
 def install() -> None:
     """Put ours in place, for all connections of this process. Idempotent."""
     aioice.ice.get_host_addresses = host_addresses
     aiortc.codecs.vpx.number_of_threads = encoder_threads
+    aiortc.rtp.compute_audio_level_dbov = audio_level_dbov
     aiortc.rtcrtpreceiver.JitterBuffer = PromptJitterBuffer
     aiortc.rtcrtpreceiver.decoder_worker = decode_loop
     aiortc.rtcpeerconnection.RemoteStreamTrack = IngressTrack
