@@ -16,33 +16,24 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from .clock import MS
 from .edge import Bound
 from .errors import Fault, GraphError
+from .filters import parse_filters
 from .frame import Frame
 from .graph import CancelRule, EdgePlan, NodePlan, Plan, topological
+from .queues import FULL, QUEUES, parse_bound
 from .registry import load as load_stage
-from .stage import In, Origin, Stage, StageError
-from .units import parse_bytes, parse_duration
+from .stage import In, Stage, StageError
+from .units import parse_duration
 from .yaml_marks import Marks, Path, parse
 
 VERSION = 1
 TOP_KEYS = ("penstock", "graph", "title", "about", "slo", "queues", "nodes", "cancel")
-NODE_KEYS = ("use", "in", "params", "pool", "scope", "budget", "queue", "critical")
+NODE_KEYS = ("use", "in", "params", "pool", "scope", "budget", "queue", "sync", "critical")
 SLO_KEYS = ("glass_to_glass", "turn_end_to_audio", "barge_in_to_silence", "caption")
 CANCEL_KEYS = ("on", "within")
-FULL = ("drop_oldest", "block", "latest")
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 REFERENCE = re.compile(r"([a-z][a-z0-9_-]*)(?:\.([a-z][a-z0-9_]*))?")
-FILTER = re.compile(r"every\(([^()]*)\)")
-
-# origin of the data → what its queues do, where a graph does not say otherwise
-QUEUES: dict[Origin, Bound] = {
-    "live": Bound("drop_oldest", span=40 * MS),
-    "generated": Bound("block", span=200 * MS),
-    "token": Bound("block", count=256),
-    "state": Bound("latest", count=1),
-}
 
 
 def load(path: FilePath) -> Plan:
@@ -163,22 +154,11 @@ class _Compiler:
         if full not in FULL:
             self.fault((*where, "full"), f"unknown policy {full!r}{near(str(full), FULL)}")
             full = base.full
-        if "max" not in body:
-            return replace(base, full=full)
-        size = body["max"]
-        count = re.fullmatch(r"(\d+)f?", str(size))
-        if count:
-            if not 1 <= int(count[1]) <= 4096:
-                self.fault((*where, "max"), f"a queue holds 1 to 4096 frames, not {size!r}")
-                return base
-            return Bound(full, count=int(count[1]))
-        for parser, field in ((parse_duration, "span"), (parse_bytes, "nbytes")):
-            try:
-                return Bound(full, **{field: parser(size)})
-            except ValueError:
-                continue
-        self.fault((*where, "max"), f"{size!r} is no queue size; write 40ms, 8f (frames), 256 or 4MiB")
-        return base
+        try:
+            return replace(parse_bound(body["max"]), full=full) if "max" in body else replace(base, full=full)
+        except ValueError as e:
+            self.fault((*where, "max"), str(e))
+            return base
 
     # ------------------------------------------------------------ one node
 
@@ -229,8 +209,26 @@ class _Compiler:
             scope=str(scope),
             budget=self.duration(body["budget"], (*where, "budget")) if "budget" in body else 0,
             critical=critical is True,
+            driver=self._driver(body.get("sync"), (*where, "sync"), inputs),
             line=self.marks[where][0],
         )
+
+    def _driver(self, value: Any, where: Path, inputs: tuple[EdgePlan, ...]) -> str:
+        """`sync: {driver: video}`: the port that sets the pace; also checks what `delay(match …)` names."""
+        sources = sorted({e.source_node for e in inputs})
+        for edge in inputs:
+            other = edge.filters.match
+            if other and other not in sources:
+                self.fault(
+                    (*where[:-1], "in"), f"delay(match {other}): not an input here{near(other, sources)}"
+                )
+        body = self.mapping(value, where, "'sync'")
+        self.keys(body, where, ("driver",), "'sync'")
+        driver = body.get("driver", "")
+        ports = sorted({e.port for e in inputs})
+        if driver and driver not in ports:
+            self.fault((*where, "driver"), f"no connected input port {driver!r}{near(str(driver), ports)}")
+        return str(driver)
 
     def _model(
         self,
@@ -342,13 +340,12 @@ class _Compiler:
                 where, f"{source}.{source_port} carries {out.type.__name__}, but {name!r} takes {takes}"
             )
             return []
-        thin = 0
-        for text in filters:
-            if not (found := FILTER.fullmatch(text)):
-                self.fault(where, f"unknown filter {text!r}; accepted: every(500ms)")
-            else:
-                thin = self.duration(found[1], where)
-        return [EdgePlan(source, source_port, name, target, self.queues[out.origin], thin)]
+        try:
+            chain = parse_filters(filters)
+        except ValueError as e:
+            self.fault(where, str(e))
+            return []
+        return [EdgePlan(source, source_port, name, target, self.queues[out.origin], chain)]
 
     def _all_names(self) -> set[str]:
         return {str(p[1]) for p in self.marks if len(p) == 2 and p[0] == "nodes"}

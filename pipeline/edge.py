@@ -73,6 +73,8 @@ class Edge:
         "drops",
         "dst_port",
         "epoch",
+        "hold",
+        "last_age",
         "lost",
         "missed",
         "name",
@@ -80,19 +82,29 @@ class Edge:
         "puts",
         "queue",
         "source",
+        "special",
         "taken",
         "thin",
         "waker",
     )
 
     def __init__(
-        self, source: str, dst: str, dst_port: str, bound: Bound, waker: Waker, *, thin: int = 0
+        self,
+        source: str,
+        dst: str,
+        dst_port: str,
+        bound: Bound,
+        waker: Waker,
+        *,
+        thin: int = 0,
+        hold: int = 0,
     ) -> None:
         self.source = source  # "node.port"
         self.dst_port = dst_port
         self.name = f"{source}->{dst}.{dst_port}"
         self.bound = bound
         self.waker = waker
+        self.special = bool(hold) or bound.nbytes != NEVER  # `next` must take the long way
         self.drops = bound.full != "block"
         self.thin = thin  # ns: at most one frame in each; 0 takes all
         self.epoch = 0  # of the producer's scope: what is older is void
@@ -103,6 +115,8 @@ class Edge:
         self.ages = [0] * AGE_BUCKETS
         self.peak = 0
         self.taken = 0  # frames delivered by `take`
+        self.last_age = -1  # ns: how late the last delivered frame was; -1 before the first
+        self.hold = hold  # ns: a frame counts for so long after its pts; 0 for ever
         self.armed = False  # a fused consumer is asleep with nothing to do: it may be called on the spot
         self._bytes = 0
         self.missed: Gap | None = None
@@ -188,7 +202,7 @@ class Edge:
             if frame.epoch < self.epoch:
                 self.lost["flushed"] += 1
                 continue
-            if frame.deadline < now:
+            if frame.deadline < now or (self.hold and frame.pts + self.hold < now):
                 self._lose(frame, "late", counted=True)
                 continue
             if self.missed is not None:
@@ -207,7 +221,7 @@ class Edge:
         """`take` for a queue that is not empty, quick where nothing is out of the ordinary."""
         queue = self.queue
         frame = queue.popleft()
-        if frame.deadline < now or frame.epoch < self.epoch or self.missed is not None or self._bytes:
+        if frame.deadline < now or frame.epoch < self.epoch or self.missed is not None or self.special:
             queue.appendleft(frame)
             return self.take(now)
         self.delivering(frame, now)
@@ -215,9 +229,10 @@ class Edge:
 
     def delivering(self, frame: Frame, now: int) -> None:
         """Count, and let a waiting producer go on."""
+        self.last_age = now - frame.pts
         self.taken = taken = self.taken + 1
         if not taken & 7 or taken < 64:  # a sample is enough once there are many
-            self.observe(now - frame.pts)
+            self.observe(self.last_age)
         if self._room is not None and not self.is_full:
             self._wake_room()
 

@@ -8,19 +8,20 @@ from dataclasses import dataclass, field
 from pydantic import BaseModel
 
 from .edge import Bound
+from .filters import NO_FILTERS, Filters
 from .stage import Stage
 
 
 @dataclass(frozen=True, slots=True)
 class EdgePlan:
-    """`source` is "node.port". `thin` is the least distance of two frames in ns, 0 takes all."""
+    """`source` is "node.port"."""
 
     source_node: str
     source_port: str
     node: str
     port: str
     bound: Bound
-    thin: int = 0
+    filters: Filters = NO_FILTERS
 
     @property
     def source(self) -> str:
@@ -41,6 +42,7 @@ class NodePlan:
     scope: str = ""
     budget: int = 0
     critical: bool = False
+    driver: str = ""  # the input port whose frames set the pace; "" takes all in media order
     line: int = 0
 
 

@@ -21,8 +21,15 @@ def bound_text(bound: Bound) -> str:
 
 
 def _edge_text(edge: EdgePlan) -> str:
-    every = f" every {edge.thin / MS:g}ms," if edge.thin else ""
-    return f"{edge.source} → {edge.port} ({every.lstrip()}{' ' if every else ''}{bound_text(edge.bound)})"
+    f = edge.filters
+    parts = [
+        f"every {f.thin / MS:g}ms" if f.thin else "",
+        f"hold {f.hold / MS:g}ms" if f.hold else "",
+        f"delay {f.delay / MS:g}ms" if f.delay else "",
+        f"as late as {f.match}" if f.match else "",
+        bound_text(edge.bound),
+    ]
+    return f"{edge.source} → {edge.port} ({', '.join(p for p in parts if p)})"
 
 
 def as_text(plan: Plan) -> str:

@@ -7,13 +7,14 @@ import inspect
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from .clock import SECOND, Clock
 from .edge import Edge, Waker
 from .frame import EventFrame, Frame, Gap
 from .graph import NodePlan
-from .stage import Control, DeadlineMissed, Flush, Pool, Stage, StageError
+from .outputs import NodeOutputs, Put
+from .stage import Control, DeadlineMissed, Flush, Pool, Stage
 
 if TYPE_CHECKING:
     from .session import Session
@@ -25,62 +26,8 @@ RESTART_WINDOW = 60 * SECOND
 BACKOFF = SECOND // 5  # before the first restart; doubled for each further one
 
 
-Put: TypeAlias = Callable[[Frame], None]
-
-
 class CriticalFailure(Exception):
     """A node that the session cannot do without has failed for good."""
-
-
-class NodeOutputs:
-    """The node's `Outputs`: fans each frame out to the edges of a port."""
-
-    __slots__ = ("_edges", "_puts", "blocking", "epoch", "node", "source")
-
-    def __init__(self, node: str, ports: Mapping[str, list[Edge]]) -> None:
-        self.epoch = 0
-        self.source = ""
-        self.node = node
-        self._edges = ports
-        self._puts: dict[str, list[Put]] = {
-            port: [edge.put for edge in edges] for port, edges in ports.items()
-        }
-        self.blocking = [e for edges in ports.values() for e in edges if e.bound.full == "block"]
-
-    def hear(self, port: str, on_frame: Put) -> None:
-        """Call `on_frame` too for each frame put on `port`."""
-        self._puts[port].append(on_frame)
-
-    def fuse(self, edge: Edge, put: Put) -> None:
-        """Put on `edge` by another function from now on."""
-        for port, edges in self._edges.items():
-            if edge in edges:
-                self._puts[port][edges.index(edge)] = put
-
-    def post(self, port: str, frame: Frame) -> None:
-        try:
-            puts = self._puts[port]
-        except KeyError:
-            names = ", ".join(self._edges) or "none"
-            raise StageError(f"{self.node!r} has no output port {port!r}; it has: {names}") from None
-        for put in puts:
-            put(frame)
-
-    async def send(self, port: str, frame: Frame) -> None:
-        self.post(port, frame)
-        for edge in self._edges[port]:
-            if edge.queue and edge.bound.full == "block" and edge.is_full:
-                await edge.room()
-
-    def puts(self) -> int:
-        """Frames put on the busiest port, for a source's rate."""
-        return max((e.puts for edges in self._edges.values() for e in edges), default=0)
-
-    def close(self) -> None:
-        """The stage has ended: so do its edges."""
-        for edges in self._edges.values():
-            for edge in edges:
-                edge.close()
 
 
 class Runner:
@@ -215,9 +162,9 @@ class Runner:
             for output in blocking:
                 if output.queue and output.is_full:
                     await output.room()
-            edge = inputs[0] if single else _earliest(inputs)
+            edge = inputs[0] if single else _earliest(inputs, self.plan.driver)
             if edge is None or not edge.queue:
-                if all(e.closed for e in inputs):
+                if all(e.closed and not e.queue for e in inputs):
                     break
                 if not control:
                     await self._sleep()
@@ -381,12 +328,19 @@ class Runner:
     close = _close_stage
 
 
-def _earliest(edges: list[Edge]) -> Edge | None:
-    """The edge whose head is oldest in media time; None when all are empty."""
+def _earliest(edges: list[Edge], driver: str) -> Edge | None:
+    """The edge whose head is oldest in media time; None when nothing is to be taken.
+
+    driver: a port that sets the pace. What is newer than its next frame waits for its own time.
+    """
     best: Edge | None = None
     for edge in edges:
         if edge.queue and (best is None or edge.queue[0].pts < best.queue[0].pts):
             best = edge
+    if driver and best is not None and best.dst_port != driver:
+        pace = [e for e in edges if e.dst_port == driver]
+        if not any(e.queue for e in pace) and not all(e.closed for e in pace):
+            return None
     return best
 
 

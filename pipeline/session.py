@@ -16,8 +16,9 @@ from pydantic import BaseModel, ValidationError
 
 from .clock import SECOND, Clock
 from .compiler import near
-from .edge import Edge, Waker
-from .graph import Plan
+from .delay import DelayEdge
+from .edge import Bound, Edge, Waker
+from .graph import EdgePlan, Plan
 from .pools import Pools, ThreadPool
 from .runner import CriticalFailure, Runner
 from .stage import Flush, SetParams, Stage, StageError
@@ -160,14 +161,7 @@ class Session:
             bound = edge_plan.bound
             if not self.realtime and bound.full != "latest":
                 bound = replace(bound, full="block")  # a file run loses nothing
-            edge = Edge(
-                edge_plan.source,
-                edge_plan.node,
-                edge_plan.port,
-                bound,
-                wakers[edge_plan.node],
-                thin=edge_plan.thin,
-            )
+            edge = self._edge(edge_plan, bound, wakers[edge_plan.node])
             ports[edge_plan.source_node][edge_plan.source_port].append(edge)
             inputs[edge_plan.node].append(edge)
             scope = self.plan.nodes[edge_plan.source_node].scope
@@ -185,11 +179,26 @@ class Session:
             if node.scope:
                 self._scope_nodes[node.scope].add(name)
             self.runners[name] = runner
+        for edge_plan in self.plan.edges():
+            if edge_plan.filters.match:
+                here = inputs[edge_plan.node]
+                delayed = next(e for e in here if e.source == edge_plan.source)
+                if isinstance(delayed, DelayEdge):
+                    delayed.match([e for e in here if e.source.startswith(f"{edge_plan.filters.match}.")])
         for runner in self.runners.values():
             put = runner.fuse()
             if put is not None:
                 edge = runner.inputs[0]
                 self.runners[edge.source.partition(".")[0]].out.fuse(edge, put)
+
+    def _edge(self, plan: EdgePlan, bound: Bound, waker: Waker) -> Edge:
+        f = plan.filters
+        if self.realtime and (f.delay or f.match):  # a file run has no lateness to even out
+            return DelayEdge(
+                plan.source, plan.node, plan.port, bound, waker, self.clock, delay=f.delay, thin=f.thin
+            )
+        hold = f.hold if self.realtime else 0
+        return Edge(plan.source, plan.node, plan.port, bound, waker, thin=f.thin, hold=hold)
 
     def _factory(self, name: str) -> Callable[[], Stage]:
         node = self.plan.nodes[name]

@@ -29,7 +29,7 @@ def test_a_good_graph_compiles() -> None:
     plan = compile_test(GOOD)
     assert list(plan.nodes)[-1] == "out"
     out = plan.nodes["out"].inputs
-    assert (out[0].source, out[0].port, out[0].thin, out[0].bound.full) == (
+    assert (out[0].source, out[0].port, out[0].filters.thin, out[0].bound.full) == (
         "work.audio",
         "audio",
         100 * MS,
@@ -58,7 +58,11 @@ def test_a_good_graph_compiles() -> None:
         ("frames: 5", "frames: many", "6:27: stage 'test.audio': frames: Input should be a valid integer"),
         ("frames: 5", "frame: 5", "has no key 'frame'; did you mean 'frames'?"),
         ("budget: 5ms", "budget: 5", "8:35: 5 is not a duration; write a number and a unit"),
-        ("every(100ms)", "some(100ms)", "unknown filter 'some(100ms)'; accepted: every(500ms)"),
+        (
+            "every(100ms)",
+            "some(100ms)",
+            "unknown filter 'some(100ms)'; accepted: every(500ms), hold(3s), delay(80ms), delay(match NODE)",
+        ),
         ("max: 60ms", "max: lots", "4:17: 'lots' is no queue size; write 40ms, 8f (frames), 256 or 4MiB"),
         (
             "full: drop_oldest",
