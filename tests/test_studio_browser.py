@@ -119,6 +119,15 @@ def picture(page: Page) -> Any:
     return page.evaluate("window.pixels()")
 
 
+def count_sessions(page: Page) -> None:
+    """Keep `window.sessions` at what the server says it has."""
+    page.evaluate(
+        """setInterval(async () => {
+            window.sessions = (await (await fetch('health')).json()).sessions;
+        }, 100)"""
+    )
+
+
 @pytest.mark.skipif(bool(missing(voice=True)), reason=missing(voice=True))
 def test_a_spoken_command_is_captioned_obeyed_and_answered(
     studio: Served, camera: Path, tmp_path: Path
@@ -189,11 +198,7 @@ def test_a_client_that_vanishes_leaves_the_other_alone(studio: Served, camera: P
         go_live(doomed, studio.url)
         page = browser.new_page()
         faults = go_live(page, studio.url)
-        page.evaluate(
-            """setInterval(async () => {
-                window.sessions = (await (await fetch('health')).json()).sessions;
-            }, 200)"""
-        )
+        count_sessions(page)
         until(page, "window.sessions === 2")
         with pytest.raises(Exception, match="crash"):
             doomed.goto("chrome://crash")  # no goodbye of any kind
@@ -207,6 +212,34 @@ def test_a_client_that_vanishes_leaves_the_other_alone(studio: Served, camera: P
         assert page.get_attribute("body", "data-state") == "live"
         assert page.evaluate("window.said.every((m) => m.type !== 'error')")
         assert not faults
+
+
+def test_leaving_the_page_ends_its_session_at_once(studio: Served, camera: Path, silence: Path) -> None:
+    with chromium(camera=camera, microphone=silence) as browser:
+        leaving = browser.new_page()
+        go_live(leaving, studio.url)
+        page = browser.new_page()
+        visit(page, studio.url)
+        count_sessions(page)
+        until(page, "window.sessions === 1")
+        leaving.goto("about:blank")
+        until(page, "window.sessions === 0", 1.5)  # sooner than a lost client is noticed
+
+
+def test_a_token_is_asked_for_and_taken_from_the_address(camera: Path, silence: Path) -> None:
+    with (
+        serving("loopback", token="sesame") as served,
+        chromium(camera=camera, microphone=silence) as browser,
+    ):
+        page = browser.pages[0]
+        page.goto(served.url)
+        page.wait_for_selector("#trouble:not([hidden])")
+        assert "token" in page.inner_text("#trouble").lower()
+
+        page.goto("about:blank")
+        go_live(page, served.url + "#token=sesame")
+        assert "sesame" not in page.url, "the token stays out of the address bar"
+        picture(page)
 
 
 def test_a_server_that_went_away_is_noticed_and_found_again(camera: Path, silence: Path) -> None:

@@ -26,14 +26,14 @@ class Served:
 
 
 @contextmanager
-def serving(*graphs: str, port: int = 0) -> Generator[Served]:
+def serving(*graphs: str, port: int = 0, token: str = "") -> Generator[Served]:
     """Serve `graphs` (names or paths; none: all) on `port` (0: a free one); the process is gone at the end, whatever happens."""
     process = subprocess.Popen(
         [sys.executable, "-m", "penstock.pipeline", "serve", *graphs, "--port", str(port)],
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
-        env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1"},
+        env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "PENSTOCK_TOKEN": token},
     )
     served = Served("", process)
     ready = threading.Event()
