@@ -27,11 +27,13 @@ export async function call(path, { token, ...init } = {}) {
   }
   if (answer.ok) return answer.json();
   const body = await answer.json().catch(() => ({}));
-  const words = body.error || `It answered ${answer.status} ${answer.statusText}.`;
+  const words = answer.status === 401
+    ? "Open this page with your token at the end of its address: #token=YOUR-TOKEN"
+    : body.error || `It answered ${answer.status} ${answer.statusText}.`;
   const full = answer.status === 429 || answer.status === 503;
   const title = full ? "The server is full"
-    : answer.status === 401 || answer.status === 403 ? "A token is needed"
-    : answer.status < 500 ? "The server refused this session" : "The server failed";
+    : answer.status === 401 ? "A token is needed"
+    : answer.status < 500 ? "The server refused" : "The server failed";
   throw new LinkError(title, words, { retry: full || answer.status >= 500 });
 }
 
