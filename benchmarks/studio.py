@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from harness.chromium import chromium, missing, render_camera, speak, until
+from harness.chromium import chromium, missing, render_camera, render_silence, speak, until
 from harness.serve import Served, serving
 
 if TYPE_CHECKING:
@@ -142,14 +142,15 @@ def main() -> None:
         sys.exit(f"this benchmark {lacking}")
 
     with tempfile.TemporaryDirectory() as folder, serving("studio", "loopback") as served:
-        camera, voice = Path(folder, "cam.y4m"), Path(folder, "mic.wav")
+        camera, voice, silence = (Path(folder, name) for name in ("cam.y4m", "mic.wav", "silence.wav"))
+        render_silence(silence)
         render_camera(camera)
         speak(COMMAND, voice, lead_s=2.0, tail_s=5.0)
         connects = [connect(served, camera, voice) for _ in range(args.connects)]
         say("connect", first_ms=round(connects[0]), rest_ms=[round(c) for c in connects[1:]])
         rounds = converse(served, camera, voice, args.rounds)
         say("converse", rounds=rounds)
-        ages = {graph: glass(served, graph, args.seconds) for graph in ("loopback", "studio")}
+        ages = {graph: glass(served, graph, silence, args.seconds) for graph in ("loopback", "studio")}
         rss_mb = resident_mb(served.process.pid)
     summary = {
         "area": "studio",
@@ -198,8 +199,8 @@ def converse(served: Served, camera: Path, voice: Path, rounds: int) -> list[dic
         return page.evaluate(TIMES, rounds * 7_600)  # the length of the microphone's loop, about
 
 
-def glass(served: Served, graph: str, seconds: float) -> tuple[float, float]:
-    with chromium() as browser:
+def glass(served: Served, graph: str, silence: Path, seconds: float) -> tuple[float, float]:
+    with chromium(microphone=silence) as browser:
         page = browser.pages[0]
         page.add_init_script("window.stampCamera = true;")
         live(page, served, graph)

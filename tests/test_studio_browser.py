@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import wave
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from harness.chromium import chromium, missing, render_camera, speak, until
+from harness.chromium import chromium, missing, render_camera, render_silence, speak, until
 from harness.serve import Served, serving
 
 if TYPE_CHECKING:
@@ -87,11 +86,8 @@ def camera(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def silence(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A microphone in a quiet room: Chromium's own fake one beeps."""
     path = tmp_path_factory.mktemp("microphone") / "silence.wav"
-    with wave.open(str(path), "wb") as sink:
-        sink.setparams((1, 2, 16_000, 0, "NONE", ""))
-        sink.writeframes(bytes(32_000))
+    render_silence(path)
     return path
 
 

@@ -130,6 +130,13 @@ def speak(text: str, path: Path, *, lead_s: float = 3.0, tail_s: float = 1.0) ->
     return lead_s + (float(loud[-1]) / rate if len(loud) else 0.0)
 
 
+def render_silence(path: Path) -> None:
+    """A second of a quiet room: Chromium's own fake microphone beeps."""
+    with wave.open(str(path), "wb") as sink:
+        sink.setparams((1, 2, 16_000, 0, "NONE", ""))
+        sink.writeframes(bytes(32_000))
+
+
 def render_camera(
     path: Path, *, width: int = 640, height: int = 480, frames: int = 60, fps: int = 30
 ) -> None:
