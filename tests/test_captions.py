@@ -103,3 +103,14 @@ def test_plain_text_has_a_line_a_commit(tmp_path: Path) -> None:
     file.write(TokenFrame(pts=0, text="one\ntwo"), "asr.commit")
     file.close()
     assert (tmp_path / "a.txt").read_text() == "one two\n"
+
+
+def test_a_run_that_fails_early_keeps_the_older_file_and_leaves_no_empty_one(tmp_path: Path) -> None:
+    old = tmp_path / "old.vtt"
+    old.write_text("mine")
+    for name in ("old.vtt", "new.vtt"):
+        CaptionFile(tmp_path / name).close(ended=False)
+    assert old.read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [old]
+    CaptionFile(old).close()
+    assert old.read_text() == "WEBVTT\n\n"

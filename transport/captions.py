@@ -60,9 +60,9 @@ class CaptionFile:
         self.cues = 0
         self._last = 0  # start of the last cue: WebVTT wants them in order
         self._deltas: dict[str, tuple[int, str]] = {}  # by source: (pts of the first, text so far)
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o666)
-        if self.form == ".vtt":
-            self._append("WEBVTT\n\n")
+        self._path = path
+        self._begun = False  # an older file of this name is kept until there is something to write
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
 
     def write(self, frame: TokenFrame, source: str, origin: int = 0) -> None:
         """Take one text frame from "node.port"; `origin` ns is where the file's time begins."""
@@ -97,13 +97,17 @@ class CaptionFile:
         else:
             self._append(text + "\n")
 
-    def close(self) -> None:
-        """Write what never got its end, and close. Idempotent."""
+    def close(self, ended: bool = True) -> None:
+        """Write what never got its end, and close. Idempotent. A run that failed early leaves no empty file."""
         if self._fd < 0:
             return
         for start, text in self._deltas.values():
             self.cue(start, 0, text)
         self._deltas.clear()
+        if ended and not self._begun:
+            self._append("")  # nothing was said: an empty file says so
+        elif not self._begun and os.fstat(self._fd).st_size == 0:
+            self._path.unlink(missing_ok=True)
         os.close(self._fd)
         self._fd = -1
 
@@ -121,6 +125,11 @@ class CaptionFile:
         self._append(json.dumps(line) + "\n")  # ASCII: any string survives
 
     def _append(self, text: str) -> None:
+        if not self._begun:
+            self._begun = True
+            os.ftruncate(self._fd, 0)
+            if self.form == ".vtt":
+                text = f"WEBVTT\n\n{text}"
         data = text.encode("utf-8", "replace")
         while data:
             data = data[os.write(self._fd, data) :]

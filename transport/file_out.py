@@ -127,7 +127,7 @@ class FileOut(Stage):
         media, self._media = self._media, []
         text, self._text = self._text, []
         for file in text:
-            file.close()
+            file.close(ended)
         for writer in media:
             if not writer.finish() and ended:
                 log.warning("%s was not written: the graph gave it nothing", writer.path)
