@@ -14,7 +14,7 @@ from .edge import Edge, Waker
 from .frame import EventFrame, Frame, Gap
 from .graph import NodePlan
 from .outputs import NodeOutputs, Put
-from .stage import Control, DeadlineMissed, Flush, Pool, Stage
+from .stage import Control, DeadlineMissed, Flush, Pool, Stage, StageError
 
 if TYPE_CHECKING:
     from .session import Session
@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 RESTARTS = 3  # within RESTART_WINDOW, then the node is given up
 RESTART_WINDOW = 60 * SECOND
+HANG = 10 * SECOND  # one process() call without returning
 BACKOFF = SECOND // 5  # before the first restart; doubled for each further one
 
 
@@ -61,6 +62,9 @@ class Runner:
         self._processing = False
         self._error: Exception | None = None  # raised on a fused edge, for the node's own task
         self._fused: list[Edge] = []
+        self._since = 0  # when the call that is being awaited began; 0 when none is
+        self._hung = False
+        self._task: asyncio.Task[None] | None = None
         self._scope_sources: frozenset[str] = frozenset()
 
     # ------------------------------------------------------------ Context
@@ -130,6 +134,7 @@ class Runner:
 
     async def run(self) -> None:
         """Until the media ends or the session is cancelled. Raises: CriticalFailure."""
+        self._task = asyncio.current_task()
         try:
             while True:
                 try:
@@ -174,15 +179,34 @@ class Runner:
             try:
                 work = self._burst(edge, single)
                 if work is not None:
+                    self._since = start
                     await work
                     self.busy += self.clock.now() - start
             except DeadlineMissed:
                 self.missed += 1
+            except asyncio.CancelledError:
+                if not self._hung:
+                    raise
+                self._hung = False
+                raise StageError(f"no progress in {HANG // SECOND} s: the call was ended") from None
+            finally:
+                self._since = 0
             self._processing = False
         self.out.epoch = self.epoch
         work = self.stage.finish(self.out)
         if inspect.isawaitable(work):
             await work
+
+    def end_hang(self, now: int) -> None:
+        """End a call that has not returned for HANG: the stage is restarted as after any failure.
+
+        A stage that waits for a slow reader is not hung: backpressure may last as long as it likes.
+        """
+        held_up = any(e.queue and e.is_full for e in self.out.blocking)
+        if self._since and now - self._since > HANG and self._task and not held_up and not self.stage.busy:
+            self._hung = True
+            self._since = 0
+            self._task.cancel()
 
     def _burst(self, edge: Edge, more: bool) -> Awaitable[None] | None:
         """Process frames of one edge until one has to wait: what it waits for, or None.

@@ -142,11 +142,23 @@ class Session:
     async def _run(self) -> None:
         try:
             async with asyncio.TaskGroup() as group:
-                for name, runner in self.runners.items():
+                nodes = [
                     group.create_task(runner.run(), name=f"{self.id}/{name}")
+                    for name, runner in self.runners.items()
+                ]
+                if self.realtime:  # a file run may take as long as it needs
+                    watch = group.create_task(self._watch(), name=f"{self.id}/watch")
+                    await asyncio.wait(nodes)
+                    watch.cancel()
         except* CriticalFailure as failures:
             self.failure = str(failures.exceptions[0])
             log.error("session %s ends: %s", self.id, self.failure)
+
+    async def _watch(self) -> None:
+        while True:
+            await self.clock.sleep(SECOND)
+            for runner in self.runners.values():
+                runner.end_hang(self.clock.now())
 
     # ------------------------------------------------------------ building
 

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+
+import pytest
+from graphs import STAGES, AudioWork, Sink, compile_test, run_session, sink_of
+from penstock.pipeline.clock import MS, SECOND, LoopClock
+from penstock.pipeline.frame import Frame
+from penstock.pipeline.session import Session
+from penstock.pipeline.stage import Outputs, Stage
+from penstock.pipeline.virtual_loop import run_virtual
+from penstock.pipeline.watchdog import LoopWatchdog, culprit
+
+GRAPH = """
+penstock: 1
+graph: hang
+nodes:
+  mic:  {use: test.audio, frames: 1500}
+  work: {use: test.%s, in: mic.audio}
+  out:  {use: test.sink, in: work.audio}
+"""
+
+
+class Hangs(Stage):
+    """Waits for ever at its tenth frame, once."""
+
+    ports = AudioWork.ports
+    hung = False
+
+    async def setup(self) -> None:
+        self.seen = 0
+
+    async def process(self, port: str, frame: Frame, out: Outputs) -> None:
+        self.seen += 1
+        if self.seen == 10 and not Hangs.hung:
+            Hangs.hung = True
+            await asyncio.get_running_loop().create_future()
+        await out.send("audio", frame)
+
+
+class Blocks(Stage):
+    """Does on the loop what belongs in a pool."""
+
+    ports = AudioWork.ports
+
+    def process(self, port: str, frame: Frame, out: Outputs) -> None:
+        time.sleep(0.5)
+        raise RuntimeError("blocked once")
+
+
+STAGES["test.hangs"] = Hangs
+STAGES["test.blocks"] = Blocks
+
+
+def test_a_call_that_never_returns_is_ended_and_the_stage_restarted() -> None:
+    Hangs.hung = False
+    session = run_virtual(run_session(compile_test(GRAPH % "hangs")))
+    work = session.runners["work"]
+    assert work.restarts == 1
+    assert work.error == "no progress in 10 s: the call was ended"
+    got = [at for at, _, _ in sink_of(session).got]
+    assert max(b - a for a, b in itertools.pairwise(got)) < 12 * SECOND
+    assert len(got) > 800
+
+
+class Busy(Sink):
+    """Takes 15 s a frame and says that it works."""
+
+    busy = True  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride] - a constant here
+
+    async def process(self, port: str, frame: Frame, out: Outputs) -> None:
+        await self.ctx.clock.sleep(15 * SECOND)
+
+
+STAGES["test.busy"] = Busy
+
+
+def test_backpressure_and_declared_work_are_no_hang() -> None:
+    text = GRAPH.replace("frames: 1500", "frames: 10").replace(
+        "test.sink, in: work.audio}", "test.busy, in: work.audio, queue: {max: 1, full: block}}"
+    )
+    session = run_virtual(run_session(compile_test(text % "work")))
+    assert session.runners["out"].processed >= 2
+    assert [r.restarts for r in session.runners.values()] == [0, 0, 0]
+
+
+def test_the_loop_watchdog_names_the_stage_that_blocks() -> None:
+    async def main() -> LoopWatchdog:
+        watchdog = LoopWatchdog(lag=100 * MS)
+        watchdog.start()
+        session = Session(compile_test(GRAPH % "blocks"), "s-7", LoopClock(asyncio.get_running_loop()))
+        await session.start()
+        await asyncio.sleep(0.8)
+        await session.close()
+        watchdog.stop()
+        return watchdog
+
+    watchdog = asyncio.run(main())
+    assert watchdog.blocks >= 1
+    assert watchdog.last.startswith("s-7/work in ")
+    assert "test_watchdog.py" in watchdog.last
+
+
+def test_a_culprit_outside_the_engine_is_named_by_its_place() -> None:
+    assert culprit(None) == "an unknown caller"
+    with pytest.raises(ZeroDivisionError) as caught:
+        _ = 1 // 0
+    assert caught.tb is not None
+    assert "test_watchdog.py" in culprit(caught.tb.tb_frame)
