@@ -202,8 +202,11 @@ class Runner:
 
         A stage that waits for a slow reader is not hung: backpressure may last as long as it likes.
         """
-        held_up = any(e.queue and e.is_full for e in self.out.blocking)
-        if self._since and now - self._since > HANG and self._task and not held_up and not self.stage.busy:
+        if not self._since or self._task is None:
+            return
+        if self.stage.busy or any(e.queue and e.is_full for e in self.out.blocking):
+            self._since = now
+        elif now - self._since > HANG:
             self._hung = True
             self._since = 0
             self._task.cancel()
