@@ -53,8 +53,8 @@ window.apart = (other) => {
     return now ? Math.max(...now.map((x, i) => Math.abs(x - other[i]))) : 0;
 };
 
-// the loudest sample of the remote sound so far, 0 to 1
-window.heard = 0;
+// the loudest sample of the remote sound so far, and of the last moment, 0 to 1
+window.heard = window.loud = 0;
 window.listen = () => {
     const context = new AudioContext();
     const analyser = context.createAnalyser();
@@ -62,7 +62,8 @@ window.listen = () => {
     const samples = new Float32Array(analyser.fftSize);
     setInterval(() => {
         analyser.getFloatTimeDomainData(samples);
-        for (const x of samples) window.heard = Math.max(window.heard, Math.abs(x));
+        window.loud = samples.reduce((top, x) => Math.max(top, Math.abs(x)), 0);
+        window.heard = Math.max(window.heard, window.loud);
     }, 20);
 };
 """
@@ -173,6 +174,36 @@ def test_a_written_line_and_a_changed_parameter_change_the_picture(
         assert ["restyle", {"strength": 0}] in changed
         assert changed[-1] == ["restyle", {"style": "none"}]
         assert not page.evaluate("window.said.filter((m) => m.type === 'error')")
+        assert not faults
+
+
+def test_interrupt_silences_the_reply(studio: Served, camera: Path, silence: Path) -> None:
+    with chromium(camera=camera, microphone=silence) as browser:
+        page = browser.pages[0]
+        go_live(page, studio.url)
+        page.evaluate("window.listen()")
+        picture(page)
+        page.fill("#chat-line", "what do you see")  # the longest answer
+        page.keyboard.press("Enter")
+        until(page, "window.loud > 0.05")
+        page.click("#interrupt")
+        # the whole answer takes seconds
+        until(page, "window.quiet = window.loud < 0.005 ? (window.quiet ?? 0) + 1 : 0, window.quiet > 8", 1.5)
+
+
+def test_the_camera_goes_off_and_on(studio: Served, camera: Path, silence: Path) -> None:
+    with chromium(camera=camera, microphone=silence) as browser:
+        page = browser.pages[0]
+        faults = go_live(page, studio.url)
+        picture(page)
+        page.keyboard.press("v")
+        until(page, "document.getElementById('remote').hidden")
+        assert page.inner_text("#veil") == "Your camera is off"
+        assert page.is_hidden("#own")
+        page.keyboard.press("v")
+        picture(page)
+        assert page.is_visible("#own")
+        assert page.get_attribute("body", "data-state") == "live"
         assert not faults
 
 
