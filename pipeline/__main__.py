@@ -17,6 +17,7 @@ from rich.table import Table
 from . import library, logs
 from .errors import GraphError
 from .stage import StageError
+from .watchdog import LoopWatchdog
 
 _ROOT = (__package__ or "penstock").split(".")[0]  # __name__ is "__main__" under -m
 
@@ -83,11 +84,17 @@ def serve(
             f"[bold green]ready[/]  {', '.join(plans)}  →  [bold]{url}[/]   (Ctrl-C stops)", highlight=False
         )
 
-    asyncio.run(
-        server.serve(
-            plans, host=host, port=port, token=token or None, max_sessions=max_sessions, on_ready=on_ready
-        )
-    )
+    async def main() -> None:
+        watchdog = LoopWatchdog()
+        watchdog.start()
+        try:
+            await server.serve(
+                plans, host=host, port=port, token=token or None, max_sessions=max_sessions, on_ready=on_ready
+            )
+        finally:
+            watchdog.stop()
+
+    asyncio.run(main())
 
 
 @app.command()
@@ -147,6 +154,16 @@ def graph(
     from .picture import PICTURES
 
     print(PICTURES[form.value](library.load_all([name]).popitem()[1]))
+
+
+@app.command()
+def explain(
+    name: Annotated[str, typer.Argument(help="a graph file or an embedded graph's name")],
+) -> None:
+    """Tell the worst-case latency of a graph's paths, and what its slo asks."""
+    from .explain import explain as text
+
+    print(text(library.load_all([name]).popitem()[1]))
 
 
 @app.command()

@@ -16,8 +16,10 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from .clock import MS
 from .edge import Bound
 from .errors import Fault, GraphError
+from .explain import verdicts
 from .filters import parse_filters
 from .frame import Frame
 from .graph import CancelRule, EdgePlan, NodePlan, Plan, topological
@@ -53,6 +55,16 @@ def compile_text(text: str, path: str = "<graph>") -> Plan:
     if compiler.faults:
         raise GraphError(path, compiler.faults)
     assert plan is not None
+    for verdict in verdicts(plan):
+        if not verdict.kept:
+            assert verdict.worst is not None
+            compiler.fault(
+                ("slo", verdict.name),
+                f"the graph can take {verdict.worst / MS:g} ms at worst; `penstock explain` shows where. "
+                "Shorten budgets or queues, or promise less",
+            )
+    if compiler.faults:
+        raise GraphError(path, compiler.faults)
     return plan
 
 
