@@ -1,0 +1,83 @@
+"""Vision-language models of the true architectures with tiny random weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+FAMILIES = ("qwen2_5_vl", "smolvlm", "qwen3_vl", "llava_ov", "gemma3")
+WIDTH = 64
+
+
+def tiny_text_model(family: str, layers: int = 3) -> Any:
+    """The text model of a family, seeded, with attention that is not uniform."""
+    transformers: Any = pytest.importorskip(
+        "transformers", reason="the package transformers is not installed"
+    )
+    torch.manual_seed(0)
+    head = WIDTH // 4
+    text: dict[str, Any] = {
+        "vocab_size": 200, "hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": layers,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 32768,
+        "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+    }  # fmt: skip
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]}
+    marks = {
+        "image_token_id": 150,
+        "video_token_id": 151,
+        "vision_start_token_id": 152,
+        "vision_end_token_id": 153,
+    }
+    siglip = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
+              "image_size": 56, "patch_size": 14}  # fmt: skip
+    t = transformers
+    if family == "qwen2_5_vl":
+        vision = {"depth": 1, "hidden_size": 32, "num_heads": 2, "intermediate_size": 64, "out_hidden_size": WIDTH,
+                  "patch_size": 14, "fullatt_block_indexes": [0]}  # fmt: skip
+        config = t.Qwen2_5_VLConfig(
+            text_config={**text, "rope_parameters": rope}, vision_config=vision, **marks
+        )
+        model = t.Qwen2_5_VLForConditionalGeneration
+    elif family == "qwen3_vl":
+        vision = {"depth": 2, "hidden_size": 32, "num_heads": 2, "intermediate_size": 64, "out_hidden_size": WIDTH,
+                  "patch_size": 14, "num_position_embeddings": 64, "deepstack_visual_indexes": [0]}  # fmt: skip
+        rope = {**rope, "mrope_interleaved": True}
+        text = {**text, "head_dim": head, "rope_parameters": rope}
+        config = t.Qwen3VLConfig(text_config=text, vision_config=vision, **marks)
+        model = t.Qwen3VLForConditionalGeneration
+    elif family == "smolvlm":
+        text = {**text, "model_type": "llama"}
+        config = t.SmolVLMConfig(text_config=text, vision_config=siglip, scale_factor=2, image_token_id=150)
+        model = t.SmolVLMForConditionalGeneration
+    elif family == "llava_ov":
+        text = {**text, "model_type": "qwen2"}
+        siglip = {**siglip, "model_type": "siglip_vision_model"}
+        config = t.LlavaOnevisionConfig(
+            text_config=text, vision_config=siglip, image_token_index=150, video_token_index=151
+        )
+        model = t.LlavaOnevisionForConditionalGeneration
+    elif family == "gemma3":
+        kinds = (["sliding_attention", "full_attention"] * layers)[:layers]
+        text = {
+            **text,
+            "head_dim": head,
+            "sliding_window": 64,
+            "layer_types": kinds,
+            "query_pre_attn_scalar": head,
+        }
+        config = t.Gemma3Config(
+            text_config=text, vision_config=siglip, image_token_index=150, mm_tokens_per_image=4
+        )
+        model = t.Gemma3ForConditionalGeneration
+    else:
+        raise ValueError(f"no family {family!r}; there are: {', '.join(FAMILIES)}")
+    config._attn_implementation = "sdpa"
+    whole = model(config).eval().requires_grad_(False)
+    for p in whole.parameters():
+        if p.dim() > 1:
+            torch.nn.init.normal_(p, 0, 0.15)
+    from penstock.models.rolling_cache import text_model_of
+
+    return text_model_of(whole)
