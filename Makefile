@@ -51,7 +51,7 @@ $(VENV)/.run: $(VENV)/.torch pyproject.toml
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
-	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[espeak,test,dev]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[espeak,hub,test,dev]'
 	@touch $@ $(VENV)/.run
 
 clean:
