@@ -93,7 +93,7 @@ class Runner:
         """scope_sources: "node.port" of inputs that already carry the epoch of this node's scope."""
         self.out = NodeOutputs(self.node, ports)
         for port, spec in self.plan.cls.ports.outputs.items():
-            if issubclass(spec.type, EventFrame):
+            if issubclass(spec.type, EventFrame) and spec.origin != "state":  # state is read, not announced
                 self.out.hear(port, self._on_event)
         self.inputs = inputs
         fed = {port for port, edges in ports.items() if edges}
