@@ -1,4 +1,4 @@
-"""The command line: serve, run, check, graph."""
+"""The command line: serve, run, check, graph, stages, netlab."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import sys
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -164,6 +165,34 @@ def explain(
     from .explain import explain as text
 
     print(text(library.load_all([name]).popitem()[1]))
+
+
+@app.command()
+def netlab(
+    server: Annotated[str, typer.Argument(help="the running server's URL")] = "http://127.0.0.1:8080",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="browsers open this one")] = 8090,
+    loss: Annotated[str, typer.Option(help="share of packets lost, as 5%")] = "0%",
+    burst: Annotated[float, typer.Option(min=1, help="mean length of a run of losses, packets")] = 1,
+    delay: Annotated[str, typer.Option(help="one way, as 25ms")] = "0ms",
+    jitter: Annotated[str, typer.Option(help="up to, as 10ms")] = "0ms",
+    rate: Annotated[str, typer.Option(help="limit in bits per second, as 500k; 0: none")] = "0",
+    script: Annotated[
+        Path | None,
+        typer.Option(help="YAML: up, down and script, each direction and step apart (docs/netlab.md)"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="the same seed loses the same packets")] = 0,
+) -> None:
+    """Put a bad network in front of a running server: loss, delay, jitter, limits, scripted in time."""
+    lab = importlib.import_module(f"{_ROOT}.transport.netlab")
+    way: dict[str, object] = {"loss": loss, "burst": burst, "delay": delay, "jitter": jitter}
+    if rate != "0":
+        way["rate"] = rate
+    written = lab.read_file(script) if script else {"up": way, "down": way}
+
+    def on_ready(url: str) -> None:
+        err.print(f"[bold green]ready[/]  {server} through a bad network  →  [bold]{url}[/]", highlight=False)
+
+    asyncio.run(lab.serve(server, written, port=port, seed=seed, on_ready=on_ready))
 
 
 @app.command()

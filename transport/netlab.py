@@ -1,0 +1,168 @@
+"""A bad network in front of a running server: browsers open the laboratory's port instead of the server's.
+
+HTTP passes through; SDP offers and answers are rewritten so that media takes a relay of its own per session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import yaml
+from aiohttp import web
+
+from ..pipeline.clock import SECOND, Clock, MonotonicClock
+from ..pipeline.stage import StageError
+from . import impairment
+from .relay import Relay
+
+log = logging.getLogger(__name__)
+
+IDLE = 30 * SECOND  # a relay without a datagram for so long is given up
+SWEEP = 5 * SECOND
+MAX_BODY = 1 << 20
+MAX_RELAYS = 64
+_HOP = frozenset(  # RFC 9110 section 7.6.1, and what aiohttp sets itself
+    ["connection", "keep-alive", "transfer-encoding", "te", "trailer", "upgrade", "host", "origin"]
+    + ["content-length", "content-encoding", "accept-encoding", "proxy-connection"]
+)
+
+
+def read_file(path: Path) -> Mapping[str, Any]:
+    """A network's description in YAML. Raises: StageError."""
+    try:
+        written = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
+        raise StageError(f"network {path}: {e}") from e
+    if not isinstance(written, dict):
+        raise StageError(f"network {path}: a mapping with up, down and script is expected")
+    return written
+
+
+class Netlab:
+    """upstream: the server's URL. written: as `impairment.read` takes it; each session starts its script anew."""
+
+    def __init__(
+        self,
+        upstream: str,
+        written: Mapping[str, Any],
+        clock: Clock,
+        *,
+        seed: int = 0,
+        host: str = "127.0.0.1",
+    ) -> None:
+        parts = urlsplit(upstream)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise StageError(f"{upstream!r} is not a server's URL; write http://127.0.0.1:8080")
+        impairment.read(written)  # its faults now, not at the first session
+        self.upstream = f"{parts.scheme}://{parts.netloc}"
+        self.written = written
+        self.clock = clock
+        self.seed = seed
+        self.host = host
+        self.relays: list[Relay] = []
+        self._sessions = 0
+        self._http: aiohttp.ClientSession | None = None
+
+    def app(self) -> web.Application:
+        app = web.Application(client_max_size=MAX_BODY)
+        app.router.add_route("*", "/{path:.*}", self._pass)
+        app.cleanup_ctx.append(self._life)
+        return app
+
+    async def _life(self, _: web.Application) -> Any:
+        sweep = asyncio.create_task(self._sweep(), name="netlab/sweep")
+        async with aiohttp.ClientSession() as self._http:
+            yield
+            sweep.cancel()
+            await asyncio.gather(sweep, return_exceptions=True)
+            for relay in self.relays:
+                relay.close()
+
+    async def _sweep(self) -> None:
+        while True:
+            await self.clock.sleep(SWEEP)
+            for relay in [r for r in self.relays if r.is_idle(IDLE)]:
+                self.relays.remove(relay)
+                relay.close()
+                log.info("up %s, down %s", dict(relay.up.counts), dict(relay.down.counts))
+
+    async def _relay(self) -> Relay:
+        if len(self.relays) >= MAX_RELAYS:
+            raise web.HTTPServiceUnavailable(
+                text=f"{MAX_RELAYS} sessions run through this laboratory already"
+            )
+        up, down = impairment.read(self.written, self.seed + self._sessions)
+        self._sessions += 1
+        relay = await Relay(self.clock, up, down, self.host).start()
+        self.relays.append(relay)
+        return relay
+
+    async def _pass(self, request: web.Request) -> web.StreamResponse:
+        assert self._http is not None
+        body = await request.read()
+        headers = {k: v for k, v in request.headers.items() if k.lower() not in _HOP}
+        if "Origin" in request.headers:
+            headers["Origin"] = self.upstream  # the page came from here, its server checks for itself
+        relay: Relay | None = None
+        if request.method == "POST" and b"v=0" in body:
+            relay = await self._relay()
+            body = _map_sdp(request.content_type, body, relay.to_server)
+        try:
+            async with self._http.request(
+                request.method,
+                self.upstream + request.path_qs,
+                data=body or None,
+                headers=headers,
+                allow_redirects=False,
+            ) as answer:
+                content = await answer.read()
+                if relay is not None and answer.status < 300:
+                    content = _map_sdp(answer.content_type, content, relay.to_client)
+                    relay.restart_script()
+                kept = {k: v for k, v in answer.headers.items() if k.lower() not in _HOP}
+                return web.Response(status=answer.status, body=content, headers=kept)
+        except aiohttp.ClientError as e:
+            raise web.HTTPBadGateway(text=f"{self.upstream} does not answer: {e}") from e
+
+
+def _map_sdp(content_type: str, body: bytes, rewrite: Callable[[str], str]) -> bytes:
+    """The body with its SDP rewritten: `application/sdp`, or JSON with a member `sdp`."""
+    try:
+        if content_type == "application/sdp":
+            return rewrite(body.decode()).encode()
+        message = json.loads(body)
+        if isinstance(message, dict) and isinstance(message.get("sdp"), str):
+            return json.dumps(message | {"sdp": rewrite(message["sdp"])}).encode()
+    except (ValueError, RecursionError):
+        pass  # not ours to refuse: the server will
+    return body
+
+
+async def serve(
+    upstream: str,
+    written: Mapping[str, Any],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8090,
+    seed: int = 0,
+    on_ready: Callable[[str], None] = lambda url: None,
+) -> None:
+    """Serve until cancelled. Raises: StageError."""
+    lab = Netlab(upstream, written, MonotonicClock(), seed=seed, host=host)
+    runner = web.AppRunner(lab.app(), access_log=None, shutdown_timeout=0.5)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host, port).start()
+        on_ready(f"http://{host}:{runner.addresses[0][1]}")
+        await asyncio.Event().wait()
+    except OSError as e:
+        raise StageError(f"cannot listen on {host} port {port}: {e.strerror or e}") from e
+    finally:
+        await runner.cleanup()
