@@ -8,4 +8,5 @@ CATALOG = {
     "video.overlay": "overlay:CaptionOverlay",
     "video.restyle": "restyle:Restyle",
     "video.look": "look:Look",
+    "vlm.stream": "vlm:VlmStream",
 }

@@ -47,6 +47,12 @@ def thumbnail(frame: VideoFrame) -> Image:
 
 def colour_name(rgb: Image) -> str:
     """The common name of what most of a picture (H, W, 3) is."""
+    votes = colour_votes(rgb)
+    return max(votes, key=lambda name: votes[name])
+
+
+def colour_votes(rgb: Image) -> dict[str, int]:
+    """How many pixels of a picture (H, W, 3) go by each common name."""
     hsv = cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV).reshape(-1, 3).astype(np.int32)
     hue, saturation, value = hsv[:, 0], hsv[:, 1], hsv[:, 2]
     dark = value < 45
@@ -63,7 +69,7 @@ def colour_name(rgb: Image) -> str:
     }
     for index, (_, name) in enumerate(_HUES):
         votes[name] = votes.get(name, 0) + int((coloured & (names == index)).sum())
-    return max(votes, key=lambda name: votes[name])
+    return votes
 
 
 def motion(before: Image, now: Image) -> tuple[float, str]:
