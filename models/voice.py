@@ -1,0 +1,95 @@
+"""What a voice is: text in, audio with its words out, chunk by chunk, until told to stop."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class NoVoice(Exception):
+    """No voice of the wanted kind can be loaded here; the message says what to install."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spoken:
+    """A piece of speech."""
+
+    pcm: NDArray[np.int16]  # (T,) mono
+    text: str  # the words that begin in it, as written; all pieces together give the text
+
+
+Sink: TypeAlias = Callable[[Spoken], None]
+
+
+class Voice(Protocol):
+    """Thread-safe: one call at a time goes through, others wait. Calls are short (a clause)."""
+
+    name: str
+    rate_hz: int
+
+    def synthesise(
+        self, text: str, sink: Sink, should_stop: Callable[[], bool], *, rate: float = 1.0
+    ) -> None:
+        """Speak `text` at `rate` times the usual speed; no `sink` call follows a true `should_stop`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A word: where in the text it ends (blanks after it included), and when it begins, in samples."""
+
+    until_char: int
+    sample: int
+
+
+class Marked:
+    """Cuts a text along the audio: which words begin in the samples up to now."""
+
+    def __init__(self, text: str, marks: list[Mark]) -> None:
+        self._text = text
+        self._marks = marks
+        self._next = 0
+        self._said = 0  # characters given out
+
+    def upto(self, sample: int) -> str:
+        """The text of the words that begin before `sample` and were not given out yet."""
+        said = self._said
+        while self._next < len(self._marks) and self._marks[self._next].sample < sample:
+            said = max(said, self._marks[self._next].until_char)
+            self._next += 1
+        piece, self._said = self._text[self._said : said], said
+        return piece
+
+    def rest(self) -> str:
+        """What has no mark: for the last piece."""
+        piece, self._said = self._text[self._said :], len(self._text)
+        return piece
+
+
+def speakable(text: str, longest_word: int = 40) -> str:
+    """`text` in ASCII of the same length: what a C library with an English dictionary can be given.
+
+    Accents go, other characters become blanks, and a word without end gets blanks in it: the libraries'
+    buffers were never meant for one.
+    """
+    out: list[str] = []
+    run = 0
+    for char in text:
+        base = unicodedata.normalize("NFKD", char)[0]
+        base = _PLAIN.get(base, base)
+        if not (" " < base <= "~") or base in _UNSPOKEN:
+            base = " "
+        run = 0 if base == " " else run + 1
+        if run > longest_word:
+            base, run = " ", 0
+        out.append(base)
+    return "".join(out)
+
+
+_PLAIN = {"’": "'", "‘": "'", "“": '"', "”": '"', "–": "-", "—": "-", "…": "."}
+_UNSPOKEN = frozenset('<>{}[]\\^`|~_*#"')  # markup, not words

@@ -1,0 +1,222 @@
+"""Voices and StreamTts: words, gaps, barge-in, odd text."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from penstock.models import voices
+from penstock.models.voice import NoVoice, Spoken, Voice, speakable
+from penstock.pipeline.clock import SECOND
+from penstock.pipeline.frame import Frame, TokenFrame
+from penstock.pipeline.stage import Flush, SetParams, StageError
+from penstock.stages.clauses import ClauseCutter
+from penstock.stages.tts import StreamTts
+
+from .fakes import Collected, FakeContext, feed
+
+ALL = [name for name in voices.NAMES if name != "auto"]
+
+
+def voice(name: str = "auto") -> Voice:
+    try:
+        return voices.load(name)
+    except NoVoice as e:
+        pytest.skip(str(e))
+
+
+def speak(v: Voice, text: str, stop: Callable[[], bool] = lambda: False, rate: float = 1.0) -> list[Spoken]:
+    pieces: list[Spoken] = []
+    v.synthesise(text, pieces.append, stop, rate=rate)
+    return pieces
+
+
+async def started(name: str = "auto", out: Collected | None = None) -> StreamTts:
+    voice(name)
+    stage = StreamTts(StreamTts.Options(voice=name))  # type: ignore[arg-type]
+    stage.ctx = FakeContext()
+    await stage.setup()
+    return stage
+
+
+def delta(text: str, utterance: int = 1, end: bool = False) -> TokenFrame:
+    return TokenFrame(pts=SECOND, text=text, utterance=utterance, end=end)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_pieces_together_say_the_text(name: str) -> None:
+    text = "Hello, how can I help you (today)? It's 3:15, I think."
+    pieces = speak(voice(name), text)
+    assert "".join(p.text for p in pieces) == text
+    assert sum(1 for p in pieces if p.text) >= 8
+    assert all(0 < len(p.pcm) <= voice(name).rate_hz // 10 for p in pieces)
+    assert np.abs(np.concatenate([p.pcm for p in pieces])).max() > 3000
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_no_piece_follows_a_stop(name: str) -> None:
+    pieces: list[Spoken] = []
+    voice(name).synthesise(
+        "This sentence is much too long for that.", pieces.append, lambda: len(pieces) >= 3
+    )
+    assert len(pieces) == 3
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_rate_changes_the_length(name: str) -> None:
+    def length(rate: float) -> int:
+        return sum(len(p.pcm) for p in speak(voice(name), "Pencil sketch, neon and watercolor.", rate=rate))
+
+    assert length(2.0) < 0.7 * length(1.0) < 0.7 * length(0.6)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_an_error_of_the_sink_comes_back_and_the_voice_lives_on(name: str) -> None:
+    def broken(piece: Spoken) -> None:
+        raise RuntimeError("no room")
+
+    with pytest.raises(RuntimeError, match="no room"):
+        voice(name).synthesise("Hello there, my friend.", broken, lambda: False)
+    assert speak(voice(name), "Hello.")
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("text", ["", "   ", "🎉🎉", "...", "<b>&amp;</b>", "na\x00ïve", "日本語", "x" * 60])
+def test_odd_text_harms_nothing(name: str, text: str) -> None:
+    pieces = speak(voice(name), text)
+    assert "".join(p.text for p in pieces) in (text, "")
+
+
+def test_an_unknown_voice_is_named() -> None:
+    with pytest.raises(NoVoice, match=r"'hal'.*flite:rms"):
+        voices.load("hal")
+
+
+@given(st.text(max_size=300))
+@settings(max_examples=100, deadline=None)
+def test_speakable_is_plain_and_of_the_same_length(text: str) -> None:
+    plain = speakable(text)
+    assert len(plain) == len(text)
+    assert plain.isascii()
+    assert all(len(word) <= 40 for word in plain.split())
+
+
+@given(st.lists(st.text(alphabet='ab,. !?\n"3😀', max_size=60), max_size=20))
+@settings(max_examples=200, deadline=None)
+def test_clauses_joined_are_the_text(deltas: list[str]) -> None:
+    cutter = ClauseCutter()
+    clauses = [clause for d in deltas for clause in cutter.push(d)]
+    clauses.append(cutter.finish())
+    assert "".join(clauses) == "".join(deltas)
+    assert all(len(clause) <= 200 for clause in clauses)
+
+
+@pytest.mark.parametrize(
+    ("text", "clauses"),
+    [
+        ("Well then, let us see. Yes! ", ["Well then, let us see. ", "Yes! "]),
+        ("As far as I can see, it is dark.", ["As far as I can see, ", "it is dark."]),
+        ("Mr. Smith has 3.14 pies. More", ["Mr. Smith has 3.14 pies. ", "More"]),
+        ("At 10:30, no", ["At 10:30, no"]),
+    ],
+)
+def test_clauses_end_where_one_breathes(text: str, clauses: list[str]) -> None:
+    cutter = ClauseCutter()
+    assert [*cutter.push(text), *filter(None, [cutter.finish()])] == clauses
+
+
+def test_speech_begins_before_the_sentence_ends() -> None:
+    async def main() -> None:
+        stage, out = await started(), Collected()
+        await feed(stage, "text", delta("As far as I can tell, "), out)
+        assert out.of("audio")
+
+    asyncio.run(main())
+
+
+def test_frames_are_small_gapless_and_carry_the_words_and_the_epoch() -> None:
+    text = "Hello there. I can see a bright picture, mostly blue, with some movement! "
+
+    async def main() -> None:
+        stage, out = await started(), Collected(epoch=3)
+        for word in text.split(" "):
+            await feed(stage, "text", delta(word + " "), out)
+        await feed(stage, "text", delta("", end=True), out)
+        frames = out.of("audio")
+        assert "".join(f.text for f in frames).split() == text.split()
+        assert all(f.duration <= 80_000_000 and f.epoch == 3 for f in frames)
+        assert all(a.pts + a.duration == b.pts for a, b in pairwise(frames))
+
+    asyncio.run(main())
+
+
+class FlushedAfter(Collected):
+    """Flushes the stage while its n-th chunk is being put."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.n = n
+        self.stage: StreamTts | None = None
+
+    async def send(self, port: str, frame: Frame) -> None:
+        await super().send(port, frame)
+        if len(self.frames) == self.n and self.stage is not None:
+            await self.stage.control(Flush("reply", 1))
+
+
+def test_flush_stops_the_synthesis_and_forgets_the_rest() -> None:
+    async def main() -> None:
+        out = FlushedAfter(5)
+        out.stage = stage = await started()
+        await feed(stage, "text", delta("One two three four five six seven. Eight nine ten. And "), out)
+        await feed(stage, "text", delta("more of the old reply.", end=True), out)
+        assert len(out.frames) == 5
+        fresh = TokenFrame(pts=SECOND, text="New.", utterance=2, epoch=1)
+        await feed(stage, "text", fresh, out)
+        assert len(out.frames) > 5
+        assert "".join(f.text for f in out.of("audio")[5:]) == "New."
+
+    asyncio.run(main())
+
+
+def test_volume_scales_the_audio() -> None:
+    async def main(volume: float) -> int:
+        stage, out = await started(), Collected()
+        await stage.control(SetParams({"volume": volume}))
+        await feed(stage, "text", delta("Hello.", end=True), out)
+        return max(int(np.abs(f.pcm.astype(int)).max()) for f in out.of("audio"))
+
+    assert asyncio.run(main(0.0)) == 0
+    assert asyncio.run(main(0.5)) == pytest.approx(asyncio.run(main(1.0)) / 2, rel=0.25)
+
+
+def test_many_sessions_speak_at_once() -> None:
+    async def one(n: int) -> str:
+        stage, out = await started(), Collected()
+        await feed(stage, "text", delta(f"Session {n} speaks.", end=True), out)
+        return "".join(f.text for f in out.of("audio"))
+
+    async def main() -> list[str]:
+        return await asyncio.gather(*(one(n) for n in range(8)))
+
+    assert asyncio.run(main()) == [f"Session {n} speaks." for n in range(8)]
+
+
+def test_no_voice_is_told_at_setup(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(name: str) -> Voice:
+        raise NoVoice("there is no voice: install libflite1")
+
+    monkeypatch.setattr(voices, "load", none)
+
+    async def main() -> None:
+        stage = StreamTts()
+        stage.ctx = FakeContext()
+        with pytest.raises(StageError, match=r"'node'.*libflite1"):
+            await stage.setup()
+
+    asyncio.run(main())
