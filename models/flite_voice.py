@@ -52,86 +52,7 @@ class _VoiceHead(C.Structure):
     _fields_ = (("name", C.c_char_p), ("features", C.c_void_p))
 
 
-_CALLBACK = C.CFUNCTYPE(C.c_int, C.POINTER(_Wave), C.c_int, C.c_int, C.c_int, C.POINTER(_StreamingInfo))
-
-
-class FliteVoice:
-    """One of flite's voices."""
-
-    def __init__(self, voice: str = "rms") -> None:
-        """Raises: NoVoice when there is no such voice, or its library is missing."""
-        if voice not in VOICES:
-            raise NoVoice(f"flite has no voice {voice!r} here; known: {', '.join(VOICES)}")
-        self.name = f"flite:{voice}"
-        self.rate_hz = 16_000
-        with _LOCK:
-            self._lib = _library()
-            register = getattr(_load(f"libflite_cmu_us_{voice}.so.1"), f"register_cmu_us_{voice}")
-            register.restype, register.argtypes = C.c_void_p, [C.c_char_p]
-            self._voice = register(None)
-            self._features = C.cast(self._voice, C.POINTER(_VoiceHead)).contents.features
-            self._callback = _CALLBACK(self._on_audio)  # referenced: C keeps only the address
-            info = self._lib.new_audio_streaming_info()
-            info.contents.min_buffsize = self.rate_hz * _CHUNK_MS // 1000
-            info.contents.asc = C.cast(self._callback, C.c_void_p).value
-            value = self._lib.audio_streaming_info_val(info)
-            self._lib.feat_set(self._features, b"streaming_info", value)
-        self._job: _Job | None = None
-
-    def synthesise(
-        self, text: str, sink: Sink, should_stop: Callable[[], bool], *, rate: float = 1.0
-    ) -> None:
-        plain = speakable(text)
-        if not any(c.isalnum() for c in plain):
-            return  # flite would say nothing, but say it for a while
-        with _LOCK:
-            if should_stop():
-                return
-            self._job = job = _Job(text, plain, sink, should_stop)
-            self._lib.feat_set_float(self._features, b"duration_stretch", 1 / rate)
-            utterance = self._lib.flite_synth_text(plain.encode("ascii"), self._voice)
-            if utterance:
-                self._lib.delete_utterance(utterance)
-            self._job = None
-        if job.error is not None:
-            raise job.error
-        job.end()
-
-    def _on_audio(self, wave: Any, start: int, size: int, last: int, info: Any) -> int:
-        """Called by flite as samples get ready; an exception must not cross C."""
-        job = self._job
-        if job is None or job.should_stop():
-            return _STOP
-        try:
-            if job.marked is None:
-                job.marked = Marked(job.text, self._marks(info.contents.utt, job.plain))
-            if size > 0:
-                samples = np.ctypeslib.as_array(wave.contents.samples, (start + size,))
-                job.put(samples[start:].copy(), start + size)
-        except BaseException as e:  # noqa: BLE001 - carried over the C frames, raised in synthesise
-            job.error = e
-            return _STOP
-        return _CONTINUE
-
-    def _marks(self, utterance: int | None, plain: str) -> list[Mark]:
-        """When each written word begins; flite knows before it makes the first sample."""
-        marks: list[Mark] = []
-        if not utterance:
-            return marks
-        token = self._lib.relation_head(self._lib.utt_relation(utterance, b"Token"))
-        at = 0
-        while token:
-            name = (self._lib.ffeature_string(token, b"name") or b"").decode("ascii", "replace")
-            found = plain.find(name, at)
-            begins = self._lib.ffeature_float(token, _TOKEN_BEGINS)
-            token = self._lib.item_next(token)
-            if not name or found < 0:
-                continue
-            at = found + len(name)
-            blank = plain.find(" ", at)
-            until = len(plain) if blank < 0 else blank + 1
-            marks.append(Mark(until, round(begins * self.rate_hz)))
-        return marks
+_CallbackType = C.CFUNCTYPE(C.c_int, C.POINTER(_Wave), C.c_int, C.c_int, C.c_int, C.POINTER(_StreamingInfo))
 
 
 class _Job:
@@ -154,11 +75,109 @@ class _Job:
             self.sink(Spoken(self._held.pcm, self._held.text + self.marked.rest()))
 
 
+class FliteVoice:
+    """One of flite's voices."""
+
+    rate_hz = 16_000
+
+    def __init__(self, voice: str = "rms") -> None:
+        """Raises: NoVoice when there is no such voice, or its library is missing."""
+        if voice not in VOICES:
+            raise NoVoice(f"flite has no voice {voice!r} here; known: {', '.join(VOICES)}")
+        self.name = f"flite:{voice}"
+        with _LOCK:
+            self._lib = _library()
+            self._voice = _registered(voice)
+
+    def synthesise(
+        self, text: str, sink: Sink, should_stop: Callable[[], bool], *, rate: float = 1.0
+    ) -> None:
+        plain = speakable(text)
+        if not any(c.isalnum() for c in plain):
+            return  # flite would say nothing, but say it for a while
+        job = _Job(text, plain, sink, should_stop)
+        with _LOCK:
+            if should_stop():
+                return
+            _running.append(job)
+            try:
+                features = C.cast(self._voice, C.POINTER(_VoiceHead)).contents.features
+                self._lib.feat_set_float(features, b"duration_stretch", 1 / rate)
+                utterance = self._lib.flite_synth_text(plain.encode("ascii"), self._voice)
+                if utterance:
+                    self._lib.delete_utterance(utterance)
+            finally:
+                _running.clear()
+        if job.error is not None:
+            raise job.error
+        job.end()
+
+
+_running: list[_Job] = []  # the one call that holds the lock
+
+
+def _on_audio(wave: Any, start: int, size: int, last: int, info: Any) -> int:
+    """Called by flite as samples get ready; an exception must not cross C."""
+    job = _running[0]
+    try:
+        if job.should_stop():
+            return _STOP
+        if job.marked is None:
+            job.marked = Marked(job.text, _marks(info.contents.utt, job.plain))
+        if size > 0:
+            samples = np.ctypeslib.as_array(wave.contents.samples, (start + size,))
+            job.put(samples[start:].copy(), start + size)
+    except BaseException as e:  # noqa: BLE001 - carried over the C frames, raised in synthesise
+        job.error = e
+        return _STOP
+    return _CONTINUE
+
+
+_CALLBACK = _CallbackType(_on_audio)  # referenced here: C keeps only the address
+
+
+def _marks(utterance: int | None, plain: str) -> list[Mark]:
+    """When each written word begins; flite knows before it makes the first sample."""
+    lib = _library()
+    marks: list[Mark] = []
+    if not utterance:
+        return marks
+    token = lib.relation_head(lib.utt_relation(utterance, b"Token"))
+    at = 0
+    while token:
+        name = (lib.ffeature_string(token, b"name") or b"").decode("ascii", "replace")
+        found = plain.find(name, at)
+        begins = lib.ffeature_float(token, _TOKEN_BEGINS)
+        token = lib.item_next(token)
+        if not name or found < 0:
+            continue
+        at = found + len(name)
+        blank = plain.find(" ", at)
+        until = len(plain) if blank < 0 else blank + 1
+        marks.append(Mark(until, round(begins * FliteVoice.rate_hz)))
+    return marks
+
+
 def _load(name: str) -> C.CDLL:
     try:
         return C.CDLL(name, mode=C.RTLD_GLOBAL)  # the voices look for symbols of the main library
     except OSError as e:
         raise NoVoice(f"{name} is missing: install libflite1 (apt install libflite1)") from e
+
+
+@cache
+def _registered(voice: str) -> int:
+    """The C voice, set up to stream. Once a process: flite gives the same one to all who ask."""
+    lib = _library()
+    register = getattr(_load(f"libflite_cmu_us_{voice}.so.1"), f"register_cmu_us_{voice}")
+    register.restype, register.argtypes = C.c_void_p, [C.c_char_p]
+    pointer = register(None)
+    info = lib.new_audio_streaming_info()
+    info.contents.min_buffsize = FliteVoice.rate_hz * _CHUNK_MS // 1000
+    info.contents.asc = C.cast(_CALLBACK, C.c_void_p).value
+    features = C.cast(pointer, C.POINTER(_VoiceHead)).contents.features
+    lib.feat_set(features, b"streaming_info", lib.audio_streaming_info_val(info))
+    return int(pointer)
 
 
 @cache

@@ -55,7 +55,7 @@ def heard(pcm: NDArray[np.int16], mode: str = "commands") -> list[TokenFrame]:
 @pytest.mark.parametrize(
     ("voice", "every"),
     [
-        ("flite:rms", 3),
+        ("flite:rms", 2),
         pytest.param("flite:rms", 1, marks=pytest.mark.slow),
         pytest.param("flite:slt", 1, marks=pytest.mark.slow),
     ],

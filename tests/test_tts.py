@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from penstock.models import voices
+from penstock.models.flite_voice import FliteVoice
 from penstock.models.voice import NoVoice, Spoken, Voice, speakable
 from penstock.pipeline.clock import SECOND
 from penstock.pipeline.frame import Frame, TokenFrame
@@ -90,6 +91,13 @@ def test_an_error_of_the_sink_comes_back_and_the_voice_lives_on(name: str) -> No
 def test_odd_text_harms_nothing(name: str, text: str) -> None:
     pieces = speak(voice(name), text)
     assert "".join(p.text for p in pieces) in (text, "")
+
+
+def test_two_objects_of_one_voice_both_speak() -> None:
+    voice("flite:rms")
+    first, second = FliteVoice("rms"), FliteVoice("rms")
+    assert speak(second, "Hello.")
+    assert speak(first, "Hello.")
 
 
 def test_an_unknown_voice_is_named() -> None:
