@@ -127,13 +127,21 @@ class RollingKv:
 
     # ------------------------------------------------------------ taking in
 
-    def reserve(self, kind: Kind, *parts: Part, tag: str | int | None = None, extend: bool = False) -> Tensor:
+    def reserve(
+        self,
+        kind: Kind,
+        *parts: Part,
+        tag: str | int | None = None,
+        extend: bool = False,
+        keep: Tensor | None = None,
+    ) -> Tensor:
         """Make room for a segment; its position_ids, for the forward pass that must follow.
 
+        keep: only these of its tokens (indices in order) are taken in, at the places that they have in the whole.
         extend: more tokens of the newest segment (generated text), which must be of that kind.
         Raises: ValueError when it can never fit; RuntimeError when the last forward pass did not end.
         """
-        n = count(parts)
+        n = count(parts) if keep is None else len(keep)
         if self.layers[-1].w1 - self.layers[-1].w0 != self.window_tokens:
             raise RuntimeError("the forward pass of the last reserve() did not end: call abandon() first")
         fixed = sum(s.tokens for s in self.prefix + self.window if s.kind == "pinned")
@@ -152,9 +160,11 @@ class RollingKv:
             self.moves += 1
             for layer in self.layers:
                 layer.to_front()
-        if self.next_position + n > self.budget.rebase_at:
+        if self.next_position + count(parts) > self.budget.rebase_at:
             self._rebase()
         positions, advance = lay_out(parts, self.rope.axes, self.next_position)
+        if keep is not None:
+            positions = positions[..., keep]
         if extend:
             last = self.window[-1]
             last.tokens, last.advance = last.tokens + n, last.advance + advance
