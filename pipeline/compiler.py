@@ -1,6 +1,6 @@
 """YAML to `Plan`: names, ports, types, options, cycles, all faults at once, each with its place.
 
-A node's own keys (`use in params pool scope budget queue critical`) belong to the engine; all others are
+A node's own keys (`use in params pool scope budget queue degrade critical`) belong to the engine; all others are
 the stage's `Options`. An input reads `node.port`, or `node` alone where just one port fits, with filters
 behind bars: `cam.video|every(500ms)`.
 """
@@ -10,28 +10,27 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path as FilePath
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
-
 from .clock import MS
+from .degrade import Quality, parse_ladder
 from .edge import Bound
 from .errors import Fault, GraphError
 from .explain import verdicts
+from .faults import Faults, near
 from .filters import parse_filters
 from .frame import Frame
 from .graph import CancelRule, EdgePlan, NodePlan, Plan, topological
+from .pool_plan import PoolPlan, pool_faults
 from .queues import FULL, QUEUES, parse_bound
 from .registry import load as load_stage
 from .stage import In, Stage, StageError
-from .units import parse_duration
 from .yaml_marks import Marks, Path, parse
 
 VERSION = 1
-TOP_KEYS = ("penstock", "graph", "title", "about", "slo", "queues", "nodes", "cancel")
-NODE_KEYS = ("use", "in", "params", "pool", "scope", "budget", "queue", "sync", "critical")
+TOP_KEYS = ("penstock", "graph", "title", "about", "slo", "queues", "pools", "nodes", "cancel")
+NODE_KEYS = ("use", "in", "params", "pool", "scope", "budget", "queue", "sync", "degrade", "critical")
 SLO_KEYS = ("glass_to_glass", "turn_end_to_audio", "barge_in_to_silence", "caption")
 CANCEL_KEYS = ("on", "within")
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
@@ -68,38 +67,13 @@ def compile_text(text: str, path: str = "<graph>") -> Plan:
     return plan
 
 
-def near(value: str, accepted: list[str] | tuple[str, ...]) -> str:
-    """ "; did you mean 'x'? it takes: a, b" for an error's end."""
-    match = get_close_matches(value, accepted, n=1)
-    hint = f"; did you mean {match[0]!r}?" if match else ";"
-    return f"{hint} accepted: {', '.join(accepted) if accepted else 'nothing'}"
-
-
-class _Compiler:
+class _Compiler(Faults):
     """One compilation: collects faults instead of stopping at the first."""
 
     def __init__(self, path: str, marks: Marks) -> None:
+        super().__init__(marks)
         self.path = path
-        self.marks = marks
-        self.faults: list[Fault] = []
         self.queues = dict(QUEUES)
-
-    def fault(self, where: Path, message: str) -> None:
-        while where and where not in self.marks:
-            where = where[:-1]
-        self.faults.append(Fault(*self.marks.get(where, (1, 1)), message))
-
-    def mapping(self, value: Any, where: Path, what: str) -> dict[str, Any]:
-        if isinstance(value, dict):
-            return value
-        if value is not None:
-            self.fault(where, f"{what} must be a mapping, not {value!r}")
-        return {}
-
-    def keys(self, value: Mapping[str, Any], where: Path, accepted: tuple[str, ...], what: str) -> None:
-        for key in value:
-            if key not in accepted:
-                self.fault((*where, key), f"{what} has no key {key!r}{near(key, accepted)}")
 
     # ------------------------------------------------------------ the whole
 
@@ -131,6 +105,7 @@ class _Compiler:
             order = list(nodes)
         cancel = self._read_cancel(self.mapping(data.get("cancel"), ("cancel",), "'cancel'"), bodies)
         self._check_unread(nodes, {rule.node for rule in cancel})
+        pools = self._read_pools(self.mapping(data.get("pools"), ("pools",), "'pools'"), nodes)
         return Plan(
             name=name,
             nodes={n: nodes[n] for n in order},
@@ -138,6 +113,7 @@ class _Compiler:
             about=str(data.get("about") or ""),
             slo=slo,
             cancel=cancel,
+            pools=pools,
             path=self.path,
         )
 
@@ -145,18 +121,26 @@ class _Compiler:
         self.keys(slo, ("slo",), SLO_KEYS, "'slo'")
         return {key: self.duration(value, ("slo", key)) for key, value in slo.items()}
 
-    def duration(self, value: Any, where: Path) -> int:
-        try:
-            return parse_duration(value)
-        except ValueError as e:
-            self.fault(where, str(e))
-            return 0
-
     def _read_queues(self, queues: Mapping[str, Any]) -> None:
         self.keys(queues, ("queues",), tuple(QUEUES), "'queues'")
         for origin in QUEUES:
             if origin in queues:
                 self.queues[origin] = self.bound(queues[origin], ("queues", origin), self.queues[origin])
+
+    def _read_pools(self, pools: Mapping[str, Any], nodes: Mapping[str, NodePlan]) -> dict[str, PoolPlan]:
+        plans: dict[str, PoolPlan] = {}
+        for name, body in pools.items():
+            where: Path = ("pools", name)
+            if not NAME.fullmatch(name):
+                self.fault(where, f"pool name {name!r} must be lower case letters, digits, - and _")
+            faults = len(self.faults)
+            plan = self.model(PoolPlan, self.mapping(body, where, f"pool {name!r}"), where, f"pool {name!r}")
+            if len(self.faults) == faults and isinstance(plan, PoolPlan):
+                plans[name] = plan
+        users = {n: node.pool for n, node in nodes.items()}
+        for where, message in pool_faults(plans, users, list(pools)):
+            self.fault(where, message)
+        return plans
 
     def bound(self, value: Any, where: Path, base: Bound) -> Bound:
         """`{max: 40ms | 8f | 256 | 4MiB, full: drop_oldest | block | latest}` over `base`."""
@@ -209,8 +193,8 @@ class _Compiler:
             name=name,
             use=str(body["use"]),
             cls=cls,
-            options=self._model(cls.Options, options, where, f"stage {body['use']!r}", extra=NODE_KEYS),
-            params=self._model(
+            options=self.model(cls.Options, options, where, f"stage {body['use']!r}", extra=NODE_KEYS),
+            params=self.model(
                 cls.Params,
                 self.mapping(body.get("params"), (*where, "params"), "'params'"),
                 (*where, "params"),
@@ -221,9 +205,17 @@ class _Compiler:
             scope=str(scope),
             budget=self.duration(body["budget"], (*where, "budget")) if "budget" in body else 0,
             critical=critical is True,
+            degrade=self._ladder(body.get("degrade", list(cls.degrade)), (*where, "degrade")),
             driver=self._driver(body.get("sync"), (*where, "sync"), inputs),
             line=self.marks[where][0],
         )
+
+    def _ladder(self, rungs: Any, where: Path) -> tuple[Quality, ...]:
+        try:
+            return parse_ladder(rungs if isinstance(rungs, list) else [rungs])
+        except ValueError as e:
+            self.fault(where, str(e))
+            return parse_ladder([])
 
     def _driver(self, value: Any, where: Path, inputs: tuple[EdgePlan, ...]) -> str:
         """`sync: {driver: video}`: the port that sets the pace; also checks what `delay(match …)` names."""
@@ -241,30 +233,6 @@ class _Compiler:
         if driver and driver not in ports:
             self.fault((*where, "driver"), f"no connected input port {driver!r}{near(str(driver), ports)}")
         return str(driver)
-
-    def _model(
-        self,
-        model: type[BaseModel],
-        values: Mapping[str, Any],
-        where: Path,
-        what: str,
-        extra: tuple[str, ...] = (),
-    ) -> BaseModel:
-        fields = tuple(model.model_fields)
-        unknown = [key for key in values if key not in fields]
-        for key in unknown:
-            self.fault((*where, key), f"{what} has no key {key!r}{near(key, (*fields, *extra))}")
-        try:
-            return model.model_validate({k: v for k, v in values.items() if k in fields})
-        except ValidationError as e:
-            for error in e.errors():
-                loc = tuple(error["loc"])
-                message = error["msg"].removeprefix("Value error, ")
-                given = (
-                    "" if error["type"] in ("missing", "value_error") else f" (got {error['input']!r:.80})"
-                )
-                self.fault((*where, *loc), f"{what}: {'.'.join(map(str, loc))}: {message}{given}")
-            return model.model_construct()
 
     # ------------------------------------------------------------ inputs
 

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 
 from pydantic import BaseModel
 
+from .degrade import Quality
 from .edge import Bound
 from .filters import NO_FILTERS, Filters
+from .pool_plan import PoolPlan
 from .stage import Stage
 
 
@@ -42,6 +44,7 @@ class NodePlan:
     scope: str = ""
     budget: int = 0
     critical: bool = False
+    degrade: tuple[Quality, ...] = (Quality(),)  # its ladder, full quality first
     driver: str = ""  # the input port whose frames set the pace; "" takes all in media order
     line: int = 0
 
@@ -66,6 +69,7 @@ class Plan:
     about: str = ""
     slo: Mapping[str, int] = field(default_factory=dict[str, int])  # ns
     cancel: tuple[CancelRule, ...] = ()
+    pools: Mapping[str, PoolPlan] = field(default_factory=dict[str, PoolPlan])  # those that are declared
     path: str = ""
 
     def edges(self) -> Iterator[EdgePlan]:

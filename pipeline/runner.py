@@ -13,8 +13,9 @@ from .clock import SECOND, Clock
 from .edge import Edge, Waker
 from .frame import EventFrame, Frame, Gap
 from .graph import NodePlan
+from .node_pool import NodePool
 from .outputs import NodeOutputs, Put
-from .stage import Control, DeadlineMissed, Flush, Pool, Stage, StageError
+from .stage import Control, Dropped, Flush, Pool, Stage, StageError
 
 if TYPE_CHECKING:
     from .session import Session
@@ -66,6 +67,7 @@ class Runner:
         self._hung = False
         self._task: asyncio.Task[None] | None = None
         self._scope_sources: frozenset[str] = frozenset()
+        self._views: dict[str, NodePool] = {}
 
     # ------------------------------------------------------------ Context
 
@@ -74,7 +76,21 @@ class Runner:
         return self._session.epochs.get(self.plan.scope, 0)
 
     def pool(self, name: str | None = None) -> Pool:
-        return self._session.pool(name or self.plan.pool)
+        name = name or self.plan.pool
+        view = self._views.get(name)
+        if view is None:
+            view = self._views[name] = NodePool(
+                self._session.pool(name),
+                session=self.session,
+                node=self.node,
+                scope=self.plan.scope,
+                epoch=lambda: self.epoch,
+                levels=self.plan.degrade,
+                clock=self.clock,
+                realtime=self.realtime,
+                emit=self.emit,
+            )
+        return view
 
     def emit(self, event: str, **fields: object) -> None:
         self._session.notify(self.node, event, fields, self.clock.now())
@@ -182,7 +198,7 @@ class Runner:
                     self._since = start
                     await work
                     self.busy += self.clock.now() - start
-            except DeadlineMissed:
+            except Dropped:
                 self.missed += 1
             except asyncio.CancelledError:
                 if not self._hung:
@@ -282,7 +298,7 @@ class Runner:
             out.epoch = self.epoch if enters else frame.epoch
             try:
                 self.process(port, frame, out)
-            except DeadlineMissed:
+            except Dropped:
                 self.missed += 1
             except Exception as e:  # noqa: BLE001 - supervisor's boundary: this node's error, not its feeder's
                 self._error = e

@@ -19,7 +19,7 @@ from .compiler import near
 from .delay import DelayEdge
 from .edge import Bound, Edge, Waker
 from .graph import EdgePlan, Plan
-from .pools import Pools, ThreadPool
+from .pools import DevicePool, Pools
 from .runner import CriticalFailure, Runner
 from .stage import Flush, SetParams, Stage, StageError
 from .stats import NodeRates, node_stats
@@ -127,6 +127,7 @@ class Session:
                 edge.discard()
         self.notify("session", "closed", {"reason": self.failure or "closed"}, self.clock.now())
         self._listeners.clear()
+        self._pools.forget(self.id)
         if self._own_pools:
             self._pools.close()
 
@@ -226,8 +227,8 @@ class Session:
         """Is this an end that the session was made for (a peer, a file)? It cannot be restarted."""
         return use in self._bindings
 
-    def pool(self, name: str) -> ThreadPool:
-        return self._pools.get(name)
+    def pool(self, name: str) -> DevicePool:
+        return self._pools.get(name, self.plan.pools.get(name))
 
     # ------------------------------------------------------------ control
 
@@ -256,6 +257,7 @@ class Session:
             self.epochs[name] += 1
             for edge in self._scope_edges[name]:
                 edge.flush(self.epochs[name])
+            self._pools.flush(self.id, name, self.epochs[name])
             message = Flush(name, self.epochs[name], cause)
             for node in self._scope_nodes[name]:
                 self.runners[node].tell(message, self._spawn)

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
 from .clock import NEVER, Clock
 from .frame import Frame, Gap
+
+if TYPE_CHECKING:
+    from .degrade import Quality
+    from .rows import Admission, Demand, Row, RowModel
 
 T = TypeVar("T")
 
@@ -99,10 +103,39 @@ class Outputs(Protocol):
 
 
 class Pool(Protocol):
-    """A device and its queue, earliest deadline first."""
+    """A device and its queue, earliest deadline first. How to use rows: see `rows`."""
+
+    @property
+    def device(self) -> str:
+        """As the graph names it: auto, cpu, mps, cuda, cuda:1."""
+        ...
+
+    @property
+    def quality(self) -> Quality:
+        """What to do now, by the node's ladder (`degrade`). Read it for each frame."""
+        ...
 
     async def call(self, fn: Callable[..., T], *args: object, deadline: int = NEVER) -> T:
         """Run a blocking function off the loop. Raises: DeadlineMissed when it could not start in time."""
+        ...
+
+    async def load(
+        self, name: str, factory: str | Callable[..., RowModel], args: Mapping[str, Any] | None = None
+    ) -> None:
+        """Make a model, once for all sessions, off the loop. `factory`: "module:name", or a function where
+        the pool computes in this process; it is given `args` (JSON values). Raises: StageError."""
+        ...
+
+    async def warm(self, model: str, example: Callable[[], Row]) -> None:
+        """Measure what rows like the example cost. Raises: PoolFailed."""
+        ...
+
+    def admit(self, demand: Demand) -> Admission:
+        """Ask for a share before media comes. Raises: StageError when there is none at any quality."""
+        ...
+
+    async def run(self, model: str | RowModel, row: Row) -> Any:
+        """The output for one row, batched with others'. Raises: DeadlineMissed, Flushed, PoolFailed."""
         ...
 
 
@@ -137,8 +170,16 @@ class Context(Protocol):
         ...
 
 
-class DeadlineMissed(Exception):
+class Dropped(Exception):
+    """Work was given up on purpose: nothing is wrong, there is just no result."""
+
+
+class DeadlineMissed(Dropped):
     """The work was dropped because it could not be done in time."""
+
+
+class Flushed(Dropped):
+    """The work was dropped because its epoch is over (a barge-in), or its session."""
 
 
 class StageError(Exception):
@@ -154,6 +195,9 @@ class Stage:
     ports: ClassVar[Ports] = Ports()
     Options: ClassVar[type[BaseModel]] = NoFields
     Params: ClassVar[type[BaseModel]] = NoFields
+
+    degrade: ClassVar[tuple[str, ...]] = ()
+    """The rungs it can step down when its pool is short (see `degrade`); `degrade:` in YAML replaces them."""
 
     inline: ClassVar[bool] = False
     """`process` is a plain function that takes microseconds: a chain of such stages runs as one task."""

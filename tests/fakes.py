@@ -9,7 +9,10 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from penstock.pipeline.clock import NEVER, SECOND, Clock, ManualClock
+from penstock.pipeline.degrade import Quality
 from penstock.pipeline.frame import AudioFrame, Frame
+from penstock.pipeline.pool_threads import make_model
+from penstock.pipeline.rows import Admission, Again, Demand, ModelSpec, Row, RowModel
 from penstock.pipeline.stage import Stage
 
 T = TypeVar("T")
@@ -17,6 +20,31 @@ T = TypeVar("T")
 
 class InlinePool:
     """Runs at once, on the caller's thread."""
+
+    device = "cpu"
+    quality = Quality()
+
+    def __init__(self) -> None:
+        self.models: dict[str, RowModel] = {}
+
+    async def load(
+        self, name: str, factory: str | Callable[..., RowModel], args: Mapping[str, Any] | None = None
+    ) -> None:
+        self.models[name] = make_model(ModelSpec(name, factory, args or {}))
+
+    async def warm(self, model: str, example: Callable[[], Row]) -> None:
+        self.models[model].forward([example()])
+
+    def admit(self, demand: Demand) -> Admission:
+        return Admission("granted")
+
+    async def run(self, model: str | RowModel, row: Row) -> Any:
+        its = self.models[model] if isinstance(model, str) else model
+        while isinstance(output := its.commit(row, its.forward([row])[0]), Again):
+            row.payload = output.payload
+            row.lane = row.lane + 1 if output.lane is None else output.lane
+            row.further = max(0, row.further - 1)
+        return output
 
     async def call(self, fn: Callable[..., T], *args: object, deadline: int = NEVER) -> T:
         return fn(*args)
@@ -35,9 +63,10 @@ class FakeContext:
         self.events: list[tuple[str, dict[str, object]]] = []
         self.params: list[tuple[str, dict[str, object]]] = []
         self.interrupts: list[str] = []
+        self.pools = InlinePool()
 
     def pool(self, name: str | None = None) -> InlinePool:
-        return InlinePool()
+        return self.pools
 
     def emit(self, event: str, **fields: object) -> None:
         self.events.append((event, fields))

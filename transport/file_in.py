@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ..pipeline.clock import SECOND
 from ..pipeline.frame import AudioFrame, Frame, PixelFormat, TokenFrame, VideoFrame
-from ..pipeline.pools import ThreadPool
 from ..pipeline.stage import Out, Outputs, Ports, Stage, StageError
+from ..pipeline.thread_pool import ThreadPool
 from ..pipeline.units import Audio, AudioFormat, Duration, Video
 from .media_reader import MediaReader, is_live
 

@@ -13,8 +13,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from ..pipeline.frame import AudioFrame, Frame, TokenFrame, VideoFrame
-from ..pipeline.pools import ThreadPool
 from ..pipeline.stage import In, Outputs, Ports, Stage, StageError
+from ..pipeline.thread_pool import ThreadPool
 from .captions import TEXT_SUFFIXES, CaptionFile
 from .media_writer import MediaWriter, container_of
 

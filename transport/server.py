@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from aiohttp import web
@@ -17,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..pipeline.clock import Clock, MonotonicClock
 from ..pipeline.graph import Plan
+from ..pipeline.pools import Pools
 from ..pipeline.session import Session
 from ..pipeline.stage import StageError
 from . import whip
@@ -187,7 +189,10 @@ async def serve(
     graphs: by name; the first is the default. token: from the environment when None.
     Raises: ServeError.
     """
-    sessions = Sessions(graphs, clock or MonotonicClock(), session_factory or Session, limit=max_sessions)
+    clock = clock or MonotonicClock()
+    pools = Pools(clock=clock)  # the models of all sessions
+    factory = session_factory or partial(Session, pools=pools)
+    sessions = Sessions(graphs, clock, factory, limit=max_sessions)
     server = Server(sessions, host, port, token or token_from_environment())
     await server.start()
     terminated = asyncio.Event()
@@ -202,3 +207,4 @@ async def serve(
         with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
             loop.remove_signal_handler(signal.SIGTERM)
         await server.stop()
+        pools.close()
