@@ -1,82 +1,77 @@
 """Each symbol of aiortc and aioice that `_compat` touches is there and means what we think."""
 
+import inspect
 import math
 import queue
+import re
 import threading
+from pathlib import Path
 from typing import Any
 
 import aioice.ice
+import aiortc.codecs
 import aiortc.codecs.vpx
 import aiortc.rtcpeerconnection
-import aiortc.rtcrtpreceiver
 import aiortc.rtp
 import av
 import numpy as np
 import pytest
 from aiortc.codecs import get_decoder
-from aiortc.jitterbuffer import JitterBuffer
 from aiortc.rtcrtpparameters import RTCRtpCodecParameters
-from aiortc.rtp import RtpPacket
-from penstock.transport import _compat
+from aiortc.rtcrtpreceiver import RTCRtpReceiver
+from penstock.transport import _compat, twcc
 from penstock.transport._compat import (
-    AUDIO_REORDER,
-    PromptJitterBuffer,
     audio_level_dbov,
     encoder_threads,
     host_addresses,
 )
 from penstock.transport.ingress import Decoded, IngressTrack, decode_loop, is_keyframe
-
-
-def packet(seq: int, timestamp: int, data: bytes = b"x", marker: int = 0) -> RtpPacket:
-    made = RtpPacket(payload_type=96, sequence_number=seq, timestamp=timestamp, marker=marker)
-    made._data = data  # type: ignore[attr-defined]
-    return made
+from penstock.transport.receiver import RtpReceiver
 
 
 def test_ours_stand_in_aiortcs_places():
     _compat.install()
-    assert aiortc.rtcrtpreceiver.JitterBuffer is PromptJitterBuffer  # type: ignore[attr-defined]
-    assert aiortc.rtcrtpreceiver.decoder_worker is decode_loop
+    assert aiortc.rtcpeerconnection.RTCRtpReceiver is RtpReceiver  # type: ignore[attr-defined]
     assert aiortc.rtcpeerconnection.RemoteStreamTrack is IngressTrack  # type: ignore[attr-defined]
     assert aioice.ice.get_host_addresses is host_addresses
     assert aiortc.codecs.vpx.number_of_threads is encoder_threads
 
 
-def test_aiortc_waits_for_the_next_frame_where_ours_goes_by_the_marker():
-    theirs, ours = JitterBuffer(16, is_video=True), PromptJitterBuffer(16, is_video=True)
-    for buffer, expected in ((theirs, None), (ours, b"ab")):
-        assert buffer.add(packet(0, 0, b"a"))[1] is None
-        frame = buffer.add(packet(1, 0, b"b", marker=1))[1]
-        assert (frame.data if frame else None) == expected
+def test_all_that_aiortc_calls_on_a_receiver_is_there():
+    """The attributes that aiortc reads of its receivers, found in its sources, exist on ours."""
+    package = Path(aiortc.rtcpeerconnection.__file__).parent
+    used: set[str] = set()
+    for name in ("rtcpeerconnection", "rtcrtptransceiver", "rtcdtlstransport"):
+        source = (package / f"{name}.py").read_text()
+        used |= set(re.findall(r"(?:\b|_)(?:receiver|recipient)\.(\w+)", source))
+    used -= {"_handle_data"}  # of the data channels' receiver
+    assert {"receive", "stop", "track", "_handle_rtp_packet", "_handle_rtcp_packet", "_set_rtcp_ssrc"} <= used
+    receiver = RtpReceiver("video", _Transport())  # type: ignore[arg-type]
+    assert {name for name in used if not hasattr(receiver, name)} == set()
+    for name in ("receive", "stop", "_handle_rtp_packet", "_handle_rtcp_packet", "getStats"):
+        theirs, ours = getattr(RTCRtpReceiver, name), getattr(RtpReceiver, name)
+        assert list(inspect.signature(theirs).parameters) == list(inspect.signature(ours).parameters)
+        assert inspect.iscoroutinefunction(ours)
 
 
-def test_packets_out_of_order_make_one_frame():
-    buffer = PromptJitterBuffer(16, is_video=True)
-    buffer.add(packet(0, 0, b"a"))
-    assert buffer.add(packet(2, 0, b"c", marker=1))[1] is None
-    frame = buffer.add(packet(1, 0, b"b"))[1]
-    assert frame is not None
-    assert frame.data == b"abc"
+class _Transport:
+    state = "new"
 
 
-def test_a_frame_without_marker_ends_where_the_next_begins():
-    buffer = PromptJitterBuffer(16, is_video=True)
-    buffer.add(packet(0, 0, b"a"))
-    frame = buffer.add(packet(1, 3000, b"b"))[1]
-    assert frame is not None
-    assert (frame.data, frame.timestamp) == (b"a", 0)
-
-
-def test_audio_packets_leave_at_once_and_a_lost_one_costs_no_more_than_the_reorder_window():
-    buffer = PromptJitterBuffer(16, prefetch=4)
-    assert buffer.add(packet(0, 0, b"0"))[1] is not None
-    newest, out = 0, 0
-    for seq in range(2, 40):  # 1 is lost
-        newest = seq
-        frame = buffer.add(packet(seq, seq * 960, b"x"))[1]
-        out = frame.timestamp // 960 if frame else out
-    assert newest - out < AUDIO_REORDER
+def test_transport_cc_and_opus_fec_are_negotiated_once():
+    _compat.install()
+    _compat.install()
+    for kind in ("audio", "video"):
+        ids = [e.id for e in aiortc.codecs.HEADER_EXTENSIONS[kind] if e.uri == twcc.URI]
+        assert ids == [_compat.TRANSPORT_CC_ID]
+        assert len({e.id for e in aiortc.codecs.HEADER_EXTENSIONS[kind]}) == len(
+            aiortc.codecs.HEADER_EXTENSIONS[kind]
+        )
+        for codec in aiortc.codecs.CODECS[kind]:
+            told = [f.type for f in codec.rtcpFeedback].count("transport-cc")
+            assert told == (codec.name != "rtx")
+    opus = aiortc.codecs.CODECS["audio"][0]
+    assert opus.parameters["useinbandfec"] == 1
 
 
 def test_loopback_is_offered_only_where_there_is_nothing_else(monkeypatch: pytest.MonkeyPatch):
@@ -118,11 +113,12 @@ class Encoded:
     def __init__(self, data: bytes) -> None:
         self.data = data
         self.timestamp = 0
+        self.lost = False
 
 
 def test_a_decoder_that_falls_behind_drops_and_asks_for_a_keyframe():
     codec = RTCRtpCodecParameters(mimeType="video/VP8", clockRate=90_000, payloadType=97)
-    waiting: queue.Queue[Any] = queue.Queue()
+    waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()
     error = threading.Event()
     decoded = Decoded()
     for _ in range(500):
@@ -137,7 +133,7 @@ def test_a_decoder_that_falls_behind_drops_and_asks_for_a_keyframe():
 
 def test_garbage_media_ends_nothing():
     codec = RTCRtpCodecParameters(mimeType="video/VP8", clockRate=90_000, payloadType=97)
-    waiting: queue.Queue[Any] = queue.Queue()
+    waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()
     error = threading.Event()
     decoded = Decoded()
     for _ in range(5):

@@ -185,7 +185,7 @@ def test_undrained_track_keeps_only_the_newest_frames():
             await client.connect(server.url)
             track = client.tracks["audio"]  # the same bounded track, read by nobody
             await until(lambda: track.decoded.dropped > 5)
-            assert track.decoded.qsize() == DECODED
+            assert track.decoded.qsize() == DECODED["audio"]
             await client.pc.close()
             await until(lambda: not server.sessions.live)
 

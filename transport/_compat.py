@@ -13,49 +13,22 @@ from typing import Any
 import aioice.ice
 import aiortc.codecs.vpx
 import aiortc.rtcpeerconnection
-import aiortc.rtcrtpreceiver
 import aiortc.rtp
 import av
 import numpy as np
 from aioice import stun
 from aiortc import RTCPeerConnection, RTCRtpTransceiver
-from aiortc.jitterbuffer import JitterBuffer, JitterFrame
+from aiortc.codecs import CODECS, HEADER_EXTENSIONS, is_rtx
 from aiortc.rtcdtlstransport import RTCDtlsTransport
+from aiortc.rtcrtpparameters import RTCRtcpFeedback, RTCRtpHeaderExtensionParameters
 
-from .ingress import IngressTrack, decode_loop
+from . import twcc
+from .ingress import IngressTrack
+from .receiver import RtpReceiver
 
-AUDIO_REORDER = 4  # packets: a lost one is given up after 80 ms, and delays what follows by no more
+TRANSPORT_CC_ID = 5  # of the header extension, free in aiortc's own table
 
 _host_addresses = aioice.ice.get_host_addresses
-
-
-class PromptJitterBuffer(JitterBuffer):
-    """Gives a frame out when its last packet is there, instead of when the next frame begins.
-
-    Video: the RTP marker bit ends a frame (RFC 7741 section 4.1, RFC 6184 section 5.1). Audio: each packet
-    is a frame. At 30 frames/s this is 33 ms less delay, at 2 frames/s 500 ms.
-    """
-
-    def __init__(self, capacity: int, prefetch: int = 0, is_video: bool = False) -> None:
-        super().__init__(capacity if is_video else AUDIO_REORDER, prefetch=0, is_video=is_video)
-
-    def _remove_frame(self, sequence_number: int) -> JitterFrame | None:
-        parts: list[bytes] = []
-        timestamp = -1
-        for count in range(self.capacity):
-            packet: Any = self._packets[((self._origin or 0) + count) % self.capacity]
-            if packet is None:
-                return None
-            if not count:
-                timestamp = packet.timestamp
-            elif packet.timestamp != timestamp:  # a sender that sets no markers
-                self.remove(count)
-                return JitterFrame(b"".join(parts), timestamp)
-            parts.append(packet._data)
-            if packet.marker or not self._is_video:
-                self.remove(count + 1)
-                return JitterFrame(b"".join(parts), timestamp)
-        return None
 
 
 def host_addresses(use_ipv4: bool, use_ipv6: bool) -> list[str]:
@@ -79,14 +52,34 @@ def audio_level_dbov(frame: av.AudioFrame) -> int:
     return max(-127, min(0, round(10 * math.log10(power)))) if power > 0 else -127
 
 
+def negotiate_transport_cc() -> None:
+    """Offer and accept feedback for the sender's own bandwidth estimate; REMB stays for those without it."""
+    for kind in ("audio", "video"):
+        if all(extension.uri != twcc.URI for extension in HEADER_EXTENSIONS[kind]):
+            # one number for both kinds: they share a transport
+            HEADER_EXTENSIONS[kind].append(RTCRtpHeaderExtensionParameters(id=TRANSPORT_CC_ID, uri=twcc.URI))
+        for codec in CODECS[kind]:
+            feedback = RTCRtcpFeedback(type="transport-cc")
+            if not is_rtx(codec) and feedback not in codec.rtcpFeedback:
+                codec.rtcpFeedback.append(feedback)
+
+
+def negotiate_opus_fec() -> None:
+    """Tell senders that we use the in-band copies of lost packets (RFC 7587 section 6.1)."""
+    for codec in CODECS["audio"]:
+        if codec.name == "opus":
+            codec.parameters = codec.parameters | {"minptime": 10, "useinbandfec": 1}
+
+
 def install() -> None:
     """Put ours in place, for all connections of this process. Idempotent."""
     aioice.ice.get_host_addresses = host_addresses
     aiortc.codecs.vpx.number_of_threads = encoder_threads
     aiortc.rtp.compute_audio_level_dbov = audio_level_dbov
-    aiortc.rtcrtpreceiver.JitterBuffer = PromptJitterBuffer
-    aiortc.rtcrtpreceiver.decoder_worker = decode_loop
+    aiortc.rtcpeerconnection.RTCRtpReceiver = RtpReceiver
     aiortc.rtcpeerconnection.RemoteStreamTrack = IngressTrack
+    negotiate_transport_cc()
+    negotiate_opus_fec()
 
 
 # ---------------------------------------------------------------- reading and steering a connection

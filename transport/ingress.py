@@ -1,7 +1,7 @@
 """Media on its way in, bounded at every step: encoded frames wait for a decoder thread, decoded ones for
 the session. Both queues drop their oldest, so a track that nobody reads costs nothing.
 
-aiortc's own worker and track queue without limit; `_compat.install` puts these in their place.
+aiortc's own worker and track queue without limit; these stand in their place (`RtpReceiver`, `_compat.install`).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import asyncio
 import logging
 import queue
 import threading
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -18,9 +19,14 @@ from aiortc.rtcrtpparameters import RTCRtpCodecParameters
 from aiortc.rtcrtpreceiver import RemoteStreamTrack
 from av.error import FFmpegError
 
+from .capture_clock import CaptureClock
+from .concealment import audio_decoder
+
 log = logging.getLogger(__name__)
 
-DECODED = 4  # frames that wait for the session: 80 ms of audio, 133 ms of video at 30/s
+# frames that wait for the session: 133 ms of video at 30/s; a second of audio, as the packets that a stall held up
+# come all at once, and what is too old for the graph is its edges' to say
+DECODED = {"video": 4, "audio": 50}
 ENCODED = 30  # frames that wait for the decoder: about a second of video
 MAX_PIXELS = 4096 * 2304  # a picture of more is not decoded: one of 16383x16383 would take 400 MB
 
@@ -49,17 +55,22 @@ class Decoded(Mailbox):
     """The decoded frames of one track. `transform`, run on the decoder's thread, turns each into what the
     track's `recv` gives; it may return None to drop it."""
 
-    def __init__(self) -> None:
-        super().__init__(DECODED)
+    def __init__(self, kind: str = "video") -> None:
+        super().__init__(DECODED[kind])
         self.transform: Callable[[Any], Any] | None = None
 
 
 class IngressTrack(RemoteStreamTrack):
-    """A track of the far end."""
+    """A track of the far end.
+
+    counts: what became of its packets. capture: from media time to session time.
+    """
 
     def __init__(self, kind: str, id: str | None = None) -> None:
         super().__init__(kind, id)
-        self.decoded = Decoded()
+        self.decoded = Decoded(kind)
+        self.counts: Counter[str] = Counter()
+        self.capture = CaptureClock()
         self._queue = self.decoded  # what aiortc gives to the decoder's thread
 
     def end(self) -> None:
@@ -77,9 +88,18 @@ def is_keyframe(codec: str, data: bytes) -> bool:
     return True
 
 
+def open_decoder(codec: RTCRtpCodecParameters) -> Any:
+    """Something with `decode(encoded) -> list of av frames`. Raises: ValueError for an unknown codec."""
+    if codec.mimeType.lower().startswith("audio/"):
+        return audio_decoder(codec)
+    decoder: Any = get_decoder(codec)
+    decoder.codec.options = decoder.codec.options | {"max_pixels": str(MAX_PIXELS)}
+    return decoder
+
+
 def decode_loop(
     loop: asyncio.AbstractEventLoop,
-    input_q: queue.Queue[Any],
+    input_q: queue.SimpleQueue[Any],
     output_q: Decoded,
     decode_error: threading.Event,
 ) -> None:
@@ -104,8 +124,7 @@ def decode_loop(
         waiting = False
         try:
             if codec.name != name:
-                decoder, name = get_decoder(codec), codec.name
-                decoder.codec.options = decoder.codec.options | {"max_pixels": str(MAX_PIXELS)}
+                decoder, name = open_decoder(codec), codec.name
             for frame in decoder.decode(encoded):
                 transform = output_q.transform
                 item = transform(frame) if transform is not None else frame

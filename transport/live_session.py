@@ -119,6 +119,7 @@ class LiveSession:
         stats["transport"] = {
             "state": self.peer.state,
             "received_dropped": {kind: track.decoded.dropped for kind, track in self.peer.tracks.items()},
+            "received": {kind: dict(track.counts) for kind, track in self.peer.tracks.items()},
             "video_sent": video.sent if video else 0,
             "video_replaced": video.replaced if video else 0,
             "audio_underruns": audio.underruns if audio else 0,

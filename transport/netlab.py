@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -76,7 +76,7 @@ class Netlab:
         app.cleanup_ctx.append(self._life)
         return app
 
-    async def _life(self, _: web.Application) -> Any:
+    async def _life(self, _: web.Application) -> AsyncIterator[None]:
         sweep = asyncio.create_task(self._sweep(), name="netlab/sweep")
         async with aiohttp.ClientSession() as self._http:
             yield

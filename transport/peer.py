@@ -21,6 +21,7 @@ from aiortc import (
 
 from ..pipeline.clock import MS, SECOND, Clock
 from . import _compat
+from .capture_clock import SenderClock
 from .ingress import IngressTrack, Mailbox
 from .liveness import CONNECT, PROBE, Liveness
 from .offer import OfferError, check_offer
@@ -58,6 +59,7 @@ class Peer:
         self.chat = Mailbox(CHAT_LINES)
         self.on_channel: Callable[[RTCDataChannel], None] = lambda channel: channel.close()
         self.gone = ""  # why the far end is lost; empty while it is not
+        self._sender_clock = SenderClock()
         self._receive = receive
         self._send = send
         self._has_channel = False
@@ -93,7 +95,8 @@ class Peer:
         takes = kind in self._receive and kind not in self.tracks and ours in ("recvonly", "sendrecv")
         gives = kind in self._send and not self._sends(kind) and ours in ("sendonly", "sendrecv")
         if takes:
-            self.tracks[kind] = cast("IngressTrack", transceiver.receiver.track)
+            track = self.tracks[kind] = cast("IngressTrack", transceiver.receiver.track)
+            track.capture.sender = self._sender_clock
         if gives:
             transceiver.sender.replaceTrack(self._make_out(kind))
         transceiver.direction = {

@@ -14,7 +14,6 @@ from ..pipeline.clock import MS, SECOND
 from ..pipeline.frame import AudioFrame, EventFrame, Frame, Gap, PixelFormat, TokenFrame, VideoFrame
 from ..pipeline.stage import Control, Flush, In, Out, Outputs, Ports, Stage, StageError
 from ..pipeline.units import Audio, AudioFormat, Duration, Video
-from .capture_clock import CaptureClock
 from .datachannel import ControlChannel
 from .fit import AudioFit, VideoFit
 from .ingress import IngressTrack
@@ -77,24 +76,21 @@ class WebRtcIn(Stage):
 
     async def _video(self, track: IngressTrack, out: Outputs) -> None:
         options: WebRtcInOptions = self.options
-        capture = CaptureClock()
         while True:
             media, image = _item(await track.recv())
-            pts = capture.at(media, self.ctx.clock.now())
+            pts = track.capture.at(media)
             frame = VideoFrame(pts=pts, deadline=pts + options.stale, image=image, format=options.format)
             await out.send("video", frame)
 
     async def _audio(self, track: IngressTrack, out: Outputs) -> None:
         options: WebRtcInOptions = self.options
         rate_hz = (options.audio or AudioFormat(48_000)).rate_hz
-        capture = CaptureClock()
         expected: int | None = None  # media time
         end = 0  # pts where the last frame ended
         while True:
             for media, pcm in _item(await track.recv()):
                 length = len(pcm) * SECOND // rate_hz
-                # the sender could send it only when its last sample was recorded
-                pts = capture.at(media + length, self.ctx.clock.now()) - length
+                pts = track.capture.at(media)
                 if expected is not None and media - expected > length // 2 and pts > end:
                     await out.send("audio", Gap(pts=end, until=pts, reason="network"))
                 expected, end = media + length, pts + length
