@@ -19,6 +19,7 @@ from ..pipeline.stage import StageError
 from ..pipeline.units import parse_duration, parse_rate
 
 REORDER_MS = 20.0  # how much later a packet out of order arrives
+NEXT_MS = 0.001  # between two packets in order: timers for one and the same time fire in any order
 HEADERS = 28  # bytes of IPv4 and UDP that travel with each datagram
 
 
@@ -66,7 +67,7 @@ class Link:
     _at: int = 0
     _bad: bool = False  # state of the Gilbert model
     _free: float = 0.0  # ms when the last bit of the queue has left
-    _last: float = 0.0  # ms when the latest in-order packet arrives
+    _last: float = float("-inf")  # ms when the latest in-order packet arrives
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)
@@ -101,7 +102,7 @@ class Link:
             self.counts["reordered"] += 1
             at += REORDER_MS
         else:
-            at = self._last = max(at, self._last)
+            at = self._last = max(at, self._last + NEXT_MS)
         self.counts["delivered"] += 1
         if self._random.random() < c.duplicate:
             self.counts["duplicated"] += 1
