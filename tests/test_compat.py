@@ -1,9 +1,12 @@
 """Each symbol of aiortc and aioice that `_compat` touches is there and means what we think."""
 
+import asyncio
 import inspect
 import math
 import queue
 import re
+import socket
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -16,10 +19,12 @@ import aiortc.rtp
 import av
 import numpy as np
 import pytest
+from aioice import Candidate
 from aiortc.codecs import get_decoder
 from aiortc.rtcrtpparameters import RTCRtpCodecParameters
 from aiortc.rtcrtpreceiver import RTCRtpReceiver
-from penstock.transport import _compat, twcc
+from penstock.pipeline.clock import MS, MonotonicClock
+from penstock.transport import _compat, stamped_socket, twcc
 from penstock.transport._compat import (
     audio_level_dbov,
     encoder_threads,
@@ -34,6 +39,8 @@ def test_ours_stand_in_aiortcs_places():
     assert aiortc.rtcpeerconnection.RTCRtpReceiver is RtpReceiver  # type: ignore[attr-defined]
     assert aiortc.rtcpeerconnection.RemoteStreamTrack is IngressTrack  # type: ignore[attr-defined]
     assert aioice.ice.get_host_addresses is host_addresses
+    assert aioice.ice.StunProtocol is stamped_socket.StampingProtocol
+    assert aioice.ice.Connection.recv is stamped_socket.receive
     assert aiortc.codecs.vpx.number_of_threads is encoder_threads
 
 
@@ -56,6 +63,41 @@ def test_all_that_aiortc_calls_on_a_receiver_is_there():
 
 class _Transport:
     state = "new"
+
+
+def test_datagrams_tell_when_they_reached_the_machine_though_the_loop_was_busy():
+    async def main() -> None:
+        _compat.install()
+        loop = asyncio.get_running_loop()
+        got: list[Any] = []
+
+        class Receiver:
+            def data_received(self, data: bytes, component: int) -> None:
+                got.append(data)
+
+            def protocol_lost(self, protocol: Any) -> None: ...
+
+        transport, protocol = await loop.create_datagram_endpoint(
+            lambda: aioice.ice.StunProtocol(Receiver()),  # type: ignore[arg-type]
+            local_addr=("127.0.0.1", 0),
+        )
+        protocol.local_candidate = Candidate.from_sdp("1 1 udp 1 127.0.0.1 1 typ host")
+        await asyncio.sleep(0)  # ours has taken over
+        sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        for k in range(3):
+            sender.sendto(b"\x90 no STUN %d" % k, transport.get_extra_info("sockname"))
+        before = MonotonicClock().now()
+        while MonotonicClock().now() - before < 30 * MS:  # a busy loop, not a sleep: that is the case
+            pass
+        while len(got) < 3:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        assert [bytes(d)[-1:] for d in got] == [b"0", b"1", b"2"]
+        if sys.platform.startswith("linux"):
+            assert all(d.arrival <= before + 5 * MS for d in got)
+        sender.close()
+        await protocol.close()
+
+    asyncio.run(main())
 
 
 def test_transport_cc_and_opus_fec_are_negotiated_once():

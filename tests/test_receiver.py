@@ -174,3 +174,17 @@ def test_pictures_and_sound_come_through_a_tenth_of_losses():
         relay.close()
 
     asyncio.run(main())
+
+
+def test_after_an_outage_a_keyframe_is_asked_for_at_once_and_nothing_else():
+    async def main() -> None:
+        async with receiving(VP8) as (receiver, wire):
+            for k in range(60):
+                if not 10 <= k < 30:
+                    await give(receiver, k, KEY if k == 0 else INTER, k * 3000)
+                await asyncio.sleep(0.033)
+            asked = [t for t, _ in wire.of(RtcpPsfbPacket, 1)]
+            assert any(t <= 30 * 0.033 + 0.001 for t in asked)
+            assert not wire.of(RtcpRtpfbPacket, 1)
+
+    run_virtual(main())

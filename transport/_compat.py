@@ -22,7 +22,7 @@ from aiortc.codecs import CODECS, HEADER_EXTENSIONS, is_rtx
 from aiortc.rtcdtlstransport import RTCDtlsTransport
 from aiortc.rtcrtpparameters import RTCRtcpFeedback, RTCRtpHeaderExtensionParameters
 
-from . import twcc
+from . import stamped_socket, twcc
 from .ingress import IngressTrack
 from .receiver import RtpReceiver
 
@@ -74,6 +74,8 @@ def negotiate_opus_fec() -> None:
 def install() -> None:
     """Put ours in place, for all connections of this process. Idempotent."""
     aioice.ice.get_host_addresses = host_addresses
+    aioice.ice.StunProtocol = stamped_socket.StampingProtocol
+    aioice.ice.Connection.recv = stamped_socket.receive
     aiortc.codecs.vpx.number_of_threads = encoder_threads
     aiortc.rtp.compute_audio_level_dbov = audio_level_dbov
     aiortc.rtcpeerconnection.RTCRtpReceiver = RtpReceiver

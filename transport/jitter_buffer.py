@@ -98,7 +98,7 @@ class VideoBuffer:
         elif seq - self.next >= NEVER_SENT:
             self._start_afresh(packet)
         elif seq - self.next >= CAPACITY or len(self._packets) >= CAPACITY or self._bytes >= MAX_BYTES:
-            self._give_up(packet.arrival, seq)
+            self.give_up(seq, packet.arrival)
         self._late_run = 0
         self._packets[seq] = packet
         self._bytes += len(packet.data)
@@ -124,6 +124,12 @@ class VideoBuffer:
             return max(p.arrival for p in self._packets.values()) + REORDER
         beyond = self._beyond_hole()
         return None if beyond is None else beyond.arrival + (REORDER if self._complete_key() else self.hold)
+
+    def give_up(self, before: int, now: int) -> None:
+        """Nothing before this packet can come in time: only a keyframe helps."""
+        self._drop_before(before)
+        self._waiting = now
+        self.needs_keyframe = True
 
     # ---------------------------------------------------------------- inside
 
@@ -215,11 +221,6 @@ class VideoBuffer:
             self._remove(old, "dropped")
         self.counts["lost"] += max(0, seq - self.next - len(before))
         self.next = max(self.next, seq)
-
-    def _give_up(self, now: int, seq: int) -> None:
-        self._drop_before(seq)
-        self._waiting = now
-        self.needs_keyframe = True
 
     def _is_fresh(self, seq: int) -> bool:
         assert self.next is not None

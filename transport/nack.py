@@ -88,6 +88,16 @@ class Nacks:
             for m in self._missing.values()
         )
 
+    def outage(self, seq: int) -> None:
+        """This packet ends a time in which none came: what was lost in it comes too late."""
+        for lost in list(self._missing):
+            self._give_up(lost)
+        self._newest = max(seq, self._newest or 0)
+
+    def misses(self, seq: int) -> bool:
+        """Is something lost when this packet has come?"""
+        return self._newest is not None and seq > self._newest + 1
+
     def forget(self, before: int) -> None:
         """Packets before this one are not needed any more."""
         for seq in [s for s in self._missing if s < before]:

@@ -49,14 +49,21 @@ class AudioStream(_Stream):
         self.buffer = AudioBuffer(rate_hz, track.counts)
 
     def insert(
-        self, codec: RTCRtpCodecParameters, seq: int, timestamp: int, data: bytes, marker: bool, now: int
+        self,
+        codec: RTCRtpCodecParameters,
+        seq: int,
+        timestamp: int,
+        data: bytes,
+        marker: bool,
+        arrival: int,
+        now: int,
     ) -> None:
         self.codec = codec
         self.heard = now
         # it could be sent only when its last sample was recorded
         media = self.media(timestamp + self.buffer.ticks)
-        self.capture.heard(media, now)
-        self.buffer.insert(Packet(seq, timestamp, data, now), min(now, self.capture.expected(media)))
+        self.capture.heard(media, arrival)
+        self.buffer.insert(Packet(seq, timestamp, data, arrival), min(arrival, self.capture.expected(media)))
 
     def pop(self, now: int) -> list[EncodedFrame]:
         return self._relative(self.buffer.pop(now))
@@ -76,17 +83,28 @@ class VideoStream(_Stream):
         self._keyframe_asked = -SECOND
 
     def insert(
-        self, codec: RTCRtpCodecParameters, seq: int, timestamp: int, data: bytes, marker: bool, now: int
+        self,
+        codec: RTCRtpCodecParameters,
+        seq: int,
+        timestamp: int,
+        data: bytes,
+        marker: bool,
+        arrival: int,
+        now: int,
     ) -> None:
         self.codec = codec
+        if self.nacks.misses(seq) and now - self.heard >= self.nacks.hold:
+            self.nacks.outage(seq)
+            self.buffer.give_up(seq, now)
         self.heard = now
-        self.capture.heard(self.media(timestamp), now)
+        self.capture.heard(self.media(timestamp), arrival)
         if not self.nacks.received(seq, now):
             self.needs_keyframe = True
         self.buffer.hold = self.nacks.hold
         key = begins_keyframe(codec.name, data)
         if key:
             self.needs_keyframe = False
+        # not its arrival: what fills a hole may stand behind it in the socket, while this loop was busy
         self.buffer.insert(Packet(seq, timestamp, data, now, marker, key))
 
     def pop(self, now: int) -> list[EncodedFrame]:

@@ -43,6 +43,7 @@ from .jitter_buffer import EncodedFrame
 from .received_stream import AudioStream, VideoStream
 from .reception import Reception
 from .sequence import Unwrap
+from .stamped_socket import latest_arrival
 from .twcc import Arrivals
 
 log = logging.getLogger(__name__)
@@ -178,19 +179,20 @@ class RtpReceiver:
         if not self._enabled or self._decoder is None:
             return
         now = self._clock.now()
+        arrival = latest_arrival(self._transport, now)
         number = packet.extensions.transport_sequence_number
         if number is not None:
-            self._arrivals.received(number, now, packet.ssrc)
+            self._arrivals.received(number, arrival, packet.ssrc)
         elif self._remb is not None and packet.extensions.abs_send_time is not None:
             self._estimate(packet, arrival_time_ms)
         codec = self._codecs.get(packet.payload_type)
         if codec is not None:
-            self._take(packet, codec, now)
+            self._take(packet, codec, arrival, now)
         self._service(now)
         if self._outbox:
             await self._flush()
 
-    def _take(self, packet: RtpPacket, codec: RTCRtpCodecParameters, now: int) -> None:
+    def _take(self, packet: RtpPacket, codec: RTCRtpCodecParameters, arrival: int, now: int) -> None:
         source = self._sources.get(packet.ssrc)
         if source is None:
             if len(self._sources) >= MAX_SOURCES:
@@ -198,7 +200,7 @@ class RtpReceiver:
             source = self._sources[packet.ssrc] = (Unwrap(16), Unwrap(32), Reception(codec.clockRate))
         numbers, timestamps, reception = source
         seq, timestamp = numbers(packet.sequence_number), timestamps(packet.timestamp)
-        reception.add(seq, timestamp, now)
+        reception.add(seq, timestamp, arrival)
         if is_rtx(codec):
             original = self._sources.get(self._rtx.get(packet.ssrc, -1))
             apt = codec.parameters.get("apt")
@@ -224,7 +226,7 @@ class RtpReceiver:
         except ValueError:
             self._count("malformed")
             return
-        stream.insert(codec, seq, timestamp, data, bool(packet.marker), now)
+        stream.insert(codec, seq, timestamp, data, bool(packet.marker), arrival, now)
 
     def _service(self, now: int) -> None:
         """Hand on what is due, queue the RTCP that is due, and set the timer for what will be."""
