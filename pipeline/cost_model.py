@@ -12,6 +12,9 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 RATE = 0.15  # weight of a new observation: half the memory is gone after 4
+REFIT = (
+    0.005  # a smaller change of a mean leaves the curve as it is: fitting costs more than a forward's share
+)
 MARGIN = 2.0  # mean absolute deviations added for scheduling: about the 95th percentile of a normal spread
 MAX_CURVES = 256  # models × shapes remembered; the oldest goes first
 
@@ -21,6 +24,7 @@ class _Point:
     mean: float
     spread: float = 0.0  # mean absolute deviation
     count: int = 1
+    fitted: float = 0.0  # the mean that the curve was last fitted to
 
 
 @dataclass(slots=True)
@@ -49,7 +53,8 @@ class Curve:
             point.mean += RATE * off
             point.spread += RATE * (abs(off) - point.spread)
             point.count += 1
-        self._fitted.clear()
+        if point is None or abs(point.mean - point.fitted) > REFIT * point.fitted:
+            self._fitted.clear()
 
     def expected(self, rows: int) -> float:
         """Mean L(rows), ns. Only where something was observed."""
@@ -70,6 +75,8 @@ class Curve:
         levels = _isotonic([self.points[n].mean for n in sizes], weights)
         base, slope = _affine(sizes, levels, weights)
         known = dict(zip(sizes, levels, strict=True))
+        for point in self.points.values():
+            point.fitted = point.mean
         fitted, below = [0.0], 0.0
         for n in range(1, upto + 1):
             below = known.get(n, below)  # measurements win over the affine fit between them

@@ -20,6 +20,11 @@ class Backend(Protocol):
     """Where forwards happen. Blocking: called from worker threads only, but for `key`."""
 
     @property
+    def restarts(self) -> int:
+        """Worker processes that were replaced."""
+        ...
+
+    @property
     def ready(self) -> bool:
         """False while it restarts: rows wait, as long as their deadlines let them."""
         ...
@@ -73,6 +78,8 @@ class Driver(Protocol):
     async def blocking(self, work: Callable[[], None]) -> None:
         """Run `work` off the loop."""
         ...
+
+    def close(self) -> None: ...
 
     async def measure(self, model: str, forward: Callable[[], object], rows: int) -> int:
         """Run a forward of so many rows off the loop; how long it took, ns."""

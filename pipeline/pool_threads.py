@@ -18,6 +18,7 @@ class ThreadBackend:
     """Models in this process."""
 
     ready = True
+    restarts = 0
 
     def __init__(self) -> None:
         self.models: dict[str, RowModel] = {}
@@ -64,6 +65,7 @@ class ThreadDriver:
 
     def __init__(self, threads: ThreadPool, workers: int, clock: Clock | None = None) -> None:
         self._threads = threads
+        self._loader = ThreadPool(f"{threads.name}-load", 1, clock)
         self._clock: Clock = clock or MonotonicClock()
         self._workers = workers
         self._active = 0
@@ -77,7 +79,10 @@ class ThreadDriver:
         self._threads.post(partial(self._turn, pool), pool.next_deadline)
 
     async def blocking(self, work: Callable[[], None]) -> None:
-        await self._threads.call(work)
+        await self._loader.call(work)  # seconds of loading must not stand before other sessions' rows
+
+    def close(self) -> None:
+        self._loader.close()
 
     async def measure(self, model: str, forward: Callable[[], object], rows: int) -> int:
         return await self._threads.call(self._timed, forward)
@@ -117,6 +122,9 @@ class SimulatedDriver:
 
     async def blocking(self, work: Callable[[], None]) -> None:
         work()
+
+    def close(self) -> None:
+        """Its task ends with the rows."""
 
     async def measure(self, model: str, forward: Callable[[], object], rows: int) -> int:
         cost = self._latency(model, rows)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
-from .clock import NEVER, Clock, MonotonicClock
+from .clock import MS, NEVER, Clock, MonotonicClock
 from .pool_plan import PoolPlan
 from .pool_seams import Backend, Driver
 from .pool_threads import ThreadBackend, ThreadDriver
@@ -18,6 +18,7 @@ from .thread_pool import ThreadPool
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
+ENDS = ("done", "late", "missed", "flushed", "failed", "cancelled", "retried")  # of rows, see RowStats
 MakeDriver: TypeAlias = Callable[[ThreadPool, int], Driver]
 
 
@@ -48,6 +49,24 @@ class DevicePool:
         """Run a blocking function on a thread. Raises: see `ThreadPool.call`."""
         return await self.threads.call(fn, *args, deadline=deadline)
 
+    def stats(self) -> dict[str, Any]:
+        """For people and dashboards; times in ms, utilisation 1.0 = all the device can do."""
+        rows, calls = self.rows.stats, self.threads.stats
+        forwards = sum(rows.batches.values())
+        return {
+            "kind": self.plan.kind,
+            "device": self.plan.device,
+            "waiting": self.rows.waiting + calls.waiting,
+            "utilisation": round(self.rows.utilisation(), 3),
+            "admitted": round(self.rows.admissions.utilisation(), 3),
+            "rows": {name: getattr(rows, name) for name in ENDS},
+            "forwards": forwards,
+            "rows_per_forward": round(sum(n * k for n, k in rows.batches.items()) / max(forwards, 1), 2),
+            "forward_ms": round(rows.busy / max(forwards, 1) / MS, 2),
+            "calls": {"done": calls.done, "missed": calls.missed, "failed": calls.failed},
+            "restarts": self.backend.restarts,
+        }
+
     def close(self) -> None:
         """Idempotent."""
         self.rows.close()
@@ -71,6 +90,10 @@ class Pools:
         elif plan is not None and plan != pool.plan:
             log.warning("pool %s is in use with another declaration: this graph's is ignored", name)
         return pool
+
+    def stats(self) -> dict[str, dict[str, Any]]:
+        """By pool: its queue, its batches, and how its rows ended."""
+        return {name: pool.stats() for name, pool in self.made.items()}
 
     def flush(self, session: str, scope: str, epoch: int) -> None:
         """Rows of `scope` older than `epoch` are void, in all pools."""

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 BACKOFF = SECOND // 5  # before a replacement; doubled for each further one in a row
 MAX_BACKOFF = 10 * SECOND
+CHECKOUT_S = 15.0  # only waited for when a process dies between the queue's look and ours
 SOUND = 60 * SECOND  # a process that lived so long starts from the first backoff again
 
 
@@ -81,7 +82,10 @@ class ProcessBackend:
 
     def forward(self, model: str, rows: Sequence[Row]) -> Sequence[Commit]:
         """Raises: WorkerLost, Rejected."""
-        worker = self._free.get(timeout=60)
+        try:
+            worker = self._free.get(timeout=CHECKOUT_S)
+        except queue.Empty:
+            raise WorkerLost(f"pool {self.name!r} has no process to run on") from None
         try:
             ends = worker.run(model, rows, self._hang)
         except (Rejected, TypeError):  # the process is as good as before

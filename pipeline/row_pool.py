@@ -190,6 +190,7 @@ class RowPool:
             gone = self._queue.remove(lambda job: True)
             self.stats.flushed += len(gone)
         self._end([(job, None, Flushed(f"pool {self.name!r} is closed")) for job in gone])
+        self._driver.close()
         self._backend.close()
 
     def utilisation(self) -> float:

@@ -18,8 +18,10 @@ earliest deadline first, and drops what can no longer be in time before it runs.
             row = Row(frame.image, state=self.state, deadline=frame.deadline, further=1)
             out.post("video", replace(frame, image=await self.pool.run("sketch", row)))
 
-`DeadlineMissed` and `Flushed` may be left to the engine, which counts them and goes on. Rows of one `lane`
-run one after the other, in order; to keep several frames in flight, `run` each in its own task.
+`DeadlineMissed` and `Flushed` may be left to the engine, which counts them and goes on. `PoolFailed` may be
+too: the stage is then restarted. Rows of one `lane` run one after the other, in order; to keep several
+frames in flight, `run` each in a task of its own (with `epoch=out.epoch` where the node has a scope), at
+most as many as the model has steps. A row belongs to the pool until its `run` has ended.
 """
 
 from __future__ import annotations

@@ -84,13 +84,17 @@ class Runner:
                 session=self.session,
                 node=self.node,
                 scope=self.plan.scope,
-                epoch=lambda: self.epoch,
+                epoch=self._row_epoch,
                 levels=self.plan.degrade,
                 clock=self.clock,
                 realtime=self.realtime,
                 emit=self.emit,
             )
         return view
+
+    def _row_epoch(self) -> int:
+        """Of the frame that is being processed, which a flush may have overtaken; else the present one."""
+        return self.out.epoch if self._processing and self.plan.scope else self.epoch
 
     def emit(self, event: str, **fields: object) -> None:
         self._session.notify(self.node, event, fields, self.clock.now())

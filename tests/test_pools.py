@@ -5,6 +5,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 from graphs import STAGES, compile_test, sink_of
 from penstock.pipeline.clock import MS, LoopClock, MonotonicClock
@@ -87,6 +88,11 @@ def test_stages_of_several_sessions_share_a_pool_and_fail_alone() -> None:
     assert pool.rows.stats.failed == 1
     assert pool.plan.batch.max == 4
     assert max(pool.rows.stats.batches) > 1, "sessions shared forwards"
+    stats = pools.stats()["main"]
+    assert stats["rows"]["failed"] == 1
+    assert stats["rows"]["done"] == 59
+    assert 1 < stats["rows_per_forward"] <= 3
+    assert stats["waiting"] == 0
 
 
 def test_a_barge_in_flushes_the_rows_of_its_scope() -> None:
@@ -121,6 +127,69 @@ def test_a_restarted_stage_keeps_its_pool_and_a_file_run_its_quality() -> None:
     session, events = run_virtual(main())
     assert len(sink_of(session).got) == 20
     assert not [e for e in events if e.name == "degraded"]
+
+
+def test_a_row_of_a_frame_from_before_the_barge_in_is_void() -> None:
+    class Slow(Rows):
+        async def process(self, port: str, frame: Frame, out: Outputs) -> None:
+            await self.ctx.clock.sleep(50 * MS)  # the barge-in comes here
+            await super().process(port, frame, out)
+
+    async def main() -> Session:
+        STAGES["test.rows"] = Slow
+        session = Session(
+            compile_test(GRAPH), "s", LoopClock(asyncio.get_running_loop()), pools=simulated(MS)
+        )
+        await session.start()
+        await session.clock.sleep(20 * MS)
+        session.interrupt("reply")
+        await session.wait()
+        return session
+
+    assert run_virtual(main()).runners["rows"].missed == 1
+
+
+# ---------------------------------------------------------------- processes
+
+PROCESS = GRAPH.replace("device: cpu,", "device: cpu, kind: process,").replace("frames: 20", "frames: 8")
+
+
+class Pictures(Rows):
+    """The same in a worker process, which one session kills."""
+
+    async def setup(self) -> None:
+        self.pool = self.ctx.pool()
+        self.state: dict[str, Any] = {}
+        await self.pool.load("count", "row_models:remote")
+
+    async def process(self, port: str, frame: Frame, out: Outputs) -> None:
+        assert isinstance(frame, TokenFrame)
+        do = "die" if frame.text == "3" and self.ctx.session == "s-bad" else None
+        row = Row({"x": np.ones((4, 4), np.float32), "do": do}, state=self.state)
+        got = await self.pool.run("count", row)
+        await out.send("text", TokenFrame(pts=frame.pts, text=str(int(got["sum"][0, 0])), epoch=out.epoch))
+
+
+@pytest.mark.slow
+def test_a_session_that_kills_the_worker_process_costs_the_others_nothing() -> None:
+    async def main() -> tuple[list[Session], Pools]:
+        STAGES["test.rows"] = Pictures
+        pools = Pools()
+        plan, clock = compile_test(PROCESS), MonotonicClock()
+        sessions = [Session(plan, name, clock, pools=pools) for name in ("s-one", "s-bad", "s-two")]
+        async with asyncio.timeout(60):
+            for session in sessions:
+                await session.start()
+            await asyncio.gather(*(session.wait() for session in sessions))
+        pools.close()
+        return sessions, pools
+
+    sessions, pools = asyncio.run(main())
+    texts = [[f.text for _, _, f in sink_of(s).got] for s in sessions]
+    assert texts[0] == texts[2] == [str(i) for i in range(1, 9)]
+    assert [s.runners["rows"].restarts for s in sessions] == [0, 1, 0]
+    assert pools.stats()["main"]["restarts"] >= 1
+    assert pools.stats()["main"]["rows"]["failed"] == 1
 
 
 # ---------------------------------------------------------------- threads

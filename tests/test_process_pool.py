@@ -4,6 +4,9 @@ import asyncio
 import gc
 import os
 import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -211,6 +214,33 @@ def test_memory_returns() -> None:
     gc.collect()
     assert not blocks() - before
     assert all(map(gone, pids))
+
+
+DAEMON = """
+import asyncio, os, sys
+from penstock.pipeline.clock import MonotonicClock
+from penstock.pipeline.process_pool import ProcessBackend
+from penstock.pipeline.rows import ModelSpec
+backend = ProcessBackend("p")
+backend.load(ModelSpec("m", "row_models:remote"))
+print(backend.workers[0].process.pid, flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_daemon_that_was_killed() -> None:
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    told = subprocess.run(
+        [sys.executable, "-c", DAEMON], env=env, capture_output=True, text=True, timeout=60, check=False
+    )
+    pid = int(told.stdout)
+    ended = threading.Event()
+    for _ in range(300):
+        if gone(pid) or "State:\tZ" in Path(f"/proc/{pid}/status").read_text():
+            return
+        ended.wait(0.1)
+    pytest.fail(f"worker {pid} still lives 30 s after its daemon")
 
 
 # ---------------------------------------------------------------- arrays
