@@ -131,7 +131,7 @@ class CommandsAgent(Stage):
             out.post(
                 "say",
                 TokenFrame(
-                    pts=cause.pts,
+                    pts=max(cause.pts, cause.until),  # an answer begins when the question has ended
                     text=word,
                     utterance=self._utterance,
                     end=i == len(words) - 1,

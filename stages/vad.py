@@ -39,9 +39,13 @@ class SileroVad(Stage):
 
     async def setup(self) -> None:
         try:
-            self._model = await self.ctx.pool().call(silero_vad.load)
+            self.start(await self.ctx.pool().call(silero_vad.load))
         except FileNotFoundError as e:
             raise StageError(f"node {self.ctx.node!r}: {e}") from e
+
+    def start(self, model: silero_vad.SileroVad) -> None:
+        """Begin a stream with these weights."""
+        self._model = model
         self._audio = MonoStream(RATE_HZ)
         self._state = self._model.init_state()
         self._pending = np.zeros(0, np.float32)
