@@ -1,0 +1,313 @@
+"""Encoders for live sending: low delay, a bit rate that follows the network, keyframes only when asked.
+
+Video encoders block for some ms: call them on a worker thread, one call at a time.
+"""
+# pyright: reportUnknownMemberType=false
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any, Protocol
+
+import av
+import numpy as np
+from av.video.frame import PictureType
+from av.video.reformatter import Interpolation, VideoReformatter
+from numpy.typing import NDArray
+
+from ..pipeline.clock import SECOND
+from ..pipeline.frame import VideoFrame
+
+VIDEO_HZ = 90_000  # the RTP clock of all video payloads (RFC 3551 section 5)
+AUDIO_HZ = 48_000  # of Opus in RTP (RFC 7587 section 4.1)
+NO_KEYFRAMES = 3000  # pictures between keyframes that nobody asked for
+FIRST_FPS = 30.0  # until the real rate is known
+H264_CEILINGS = (400_000, 1_200_000, 3_000_000)  # bits/s; each allows 1/40 to 1 of it
+BUFFER_S = 0.2  # of the ceiling: the most that a picture may run ahead of the rate
+VP8_RUNGS = tuple(round(50_000 * 1.4**k) for k in range(13))  # bits/s, to 2.8 M; libvpx takes no live change
+VP8_REBUILD = 2 * SECOND  # at most this often, as a rebuild is a keyframe ...
+VP8_HURRY = SECOND // 2  # ... unless the rung is more than twice too high
+VP8_MARGIN = 1.15  # above a rung, before it is taken: a rate that swings around one would rebuild for ever
+FPS_OFF = 1.6  # times off the rate the encoder was opened for: x264 divides bits by pictures
+FPS_PATIENCE = 3 * SECOND
+
+
+class VideoEncoder(Protocol):
+    """bitrate_bps may be set at any time from any thread."""
+
+    bitrate_bps: int
+
+    def encode(self, picture: av.VideoFrame, keyframe: bool, now: int) -> tuple[bytes, bool]:
+        """One picture in 4:2:0, its pts in 1/90,000 s → its bytes ("" when skipped) and is it a keyframe."""
+        ...
+
+
+class PictureScaler:
+    """Turns our frames into what encoders take: 4:2:0, even, scaled. For one thread."""
+
+    def __init__(self) -> None:
+        self._reformatter = VideoReformatter()
+
+    def __call__(self, frame: VideoFrame, width: int, height: int, pts: int) -> av.VideoFrame:
+        """pts: in 1/90,000 s."""
+        if frame.format == "i420":
+            picture = av.VideoFrame.from_ndarray(frame.image, format="yuv420p")
+        else:
+            image = frame.image[: frame.height & ~1, : frame.width & ~1]
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+        if picture.format.name != "yuv420p" or (picture.width, picture.height) != (width, height):
+            picture = self._reformatter.reformat(
+                picture,
+                width=width,
+                height=height,
+                format="yuv420p",
+                interpolation=Interpolation.AREA if width < picture.width else Interpolation.FAST_BILINEAR,
+            )
+        picture.pts = pts
+        picture.time_base = Fraction(1, VIDEO_HZ)
+        return picture
+
+
+class _FpsMeter:
+    """The real rate of the pictures, smoothed."""
+
+    def __init__(self) -> None:
+        self.fps = FIRST_FPS
+        self._last: int | None = None
+
+    def picture(self, pts: int) -> None:
+        if self._last is not None and 0 < pts - self._last < VIDEO_HZ:
+            self.fps += 0.05 * (VIDEO_HZ / (pts - self._last) - self.fps)
+        self._last = pts
+
+
+def _context(codec: str, picture: av.VideoFrame, bitrate_bps: int, fps: float, **options: object) -> Any:
+    context = av.CodecContext.create(codec, "w")
+    assert isinstance(context, av.VideoCodecContext)
+    context.width, context.height = picture.width, picture.height
+    context.pix_fmt = "yuv420p"
+    context.time_base = Fraction(1, VIDEO_HZ)
+    context.framerate = Fraction(round(fps * 1000), 1000)
+    context.bit_rate = bitrate_bps
+    context.gop_size = NO_KEYFRAMES
+    context.thread_count = 1  # threads of one picture wait for each other on a busy machine
+    context.options = {key: str(value) for key, value in options.items()}
+    return context
+
+
+def _encode(context: Any, picture: av.VideoFrame, keyframe: bool) -> tuple[bytes, bool]:
+    picture.pict_type = PictureType.I if keyframe else PictureType.NONE
+    packets = context.encode(picture)
+    return b"".join(map(bytes, packets)), any(p.is_keyframe for p in packets)
+
+
+class H264Encoder:
+    """x264, constrained baseline. Its rate follows `bitrate_bps` from picture to picture, with no keyframe.
+
+    x264 takes a live rate only when it was opened at a constant one (bit rate = maxrate), and only below it.
+    It counts bits per picture: a source slower than the rate it was opened for is given more for each.
+    """
+
+    def __init__(self, bitrate_bps: int, preset: str = "veryfast") -> None:
+        self.bitrate_bps = bitrate_bps
+        self.preset = preset
+        self.opened = 0  # times
+        self._context: Any = None
+        self._ceiling = 0
+        self._fps = FIRST_FPS
+        self._meter = _FpsMeter()
+        self._off_since: int | None = None
+
+    def encode(self, picture: av.VideoFrame, keyframe: bool, now: int) -> tuple[bytes, bool]:
+        assert picture.pts is not None
+        self._meter.picture(picture.pts)
+        context = self._context
+        if (
+            context is None
+            or (context.width, context.height) != (picture.width, picture.height)
+            or self._wrong_fps(now)
+        ):
+            context = self._open(picture)
+        scaled = self.bitrate_bps * self._fps / max(1.0, self._meter.fps)
+        if scaled > self._ceiling and self._ceiling < H264_CEILINGS[-1]:
+            context = self._open(picture)
+            scaled = self.bitrate_bps
+        bitrate = round(max(self._ceiling / 40, min(self._ceiling, scaled)))
+        if abs(bitrate - context.bit_rate) > 0.03 * context.bit_rate:
+            context.bit_rate = bitrate
+        return _encode(context, picture, keyframe)
+
+    def _wrong_fps(self, now: int) -> bool:
+        off = max(self._meter.fps / self._fps, self._fps / self._meter.fps)
+        if off < FPS_OFF:
+            self._off_since = None
+        elif self._off_since is None:
+            self._off_since = now
+        return self._off_since is not None and now - self._off_since > FPS_PATIENCE
+
+    def _open(self, picture: av.VideoFrame) -> Any:
+        self.opened += 1
+        self._off_since = None
+        self._fps = self._meter.fps
+        # room to grow: the next ceiling is another keyframe
+        self._ceiling = next((c for c in H264_CEILINGS if c >= 2 * self.bitrate_bps), H264_CEILINGS[-1])
+        context = _context(
+            "libx264",
+            picture,
+            self._ceiling,
+            self._fps,
+            preset=self.preset,
+            tune="zerolatency",
+            maxrate=self._ceiling,
+            bufsize=round(self._ceiling * BUFFER_S),
+            **{"forced-idr": 1, "x264-params": "scenecut=0:sliced-threads=0"},
+        )
+        context.profile = "Baseline"
+        context.open()
+        self._context = context
+        return context
+
+
+class Vp8Encoder:
+    """libvpx. Its rate is the rung below `bitrate_bps`; another rung is another encoder, so rungs are kept."""
+
+    def __init__(self, bitrate_bps: int, cpu_used: int = -8) -> None:
+        self.bitrate_bps = bitrate_bps
+        self.cpu_used = cpu_used
+        self.opened = 0  # times
+        self._context: Any = None
+        self._rung = 0
+        self._built = 0
+
+    def encode(self, picture: av.VideoFrame, keyframe: bool, now: int) -> tuple[bytes, bool]:
+        context = self._context
+        if (
+            context is None
+            or (context.width, context.height) != (picture.width, picture.height)
+            or self._moves(now)
+        ):
+            context = self._open(picture, now)
+        return _encode(context, picture, keyframe)
+
+    def _fitting(self, margin: float = 1.0) -> int:
+        return max((r for r in VP8_RUNGS if r * margin <= self.bitrate_bps), default=VP8_RUNGS[0])
+
+    def _moves(self, now: int) -> bool:
+        age = now - self._built
+        if self._fitting(VP8_MARGIN) > self._rung:
+            return age >= VP8_REBUILD
+        return self._fitting() < self._rung and (
+            age >= VP8_REBUILD or (age >= VP8_HURRY and 2 * self.bitrate_bps < self._rung)
+        )
+
+    def _open(self, picture: av.VideoFrame, now: int) -> Any:
+        self.opened += 1
+        self._built = now
+        risen = self._fitting(VP8_MARGIN)
+        rate = self._rung = risen if 0 < self._rung < risen else self._fitting()
+        context = _context(
+            "libvpx",
+            picture,
+            rate,
+            FIRST_FPS,  # libvpx goes by the timestamps
+            deadline="realtime",
+            minrate=rate,  # all three alike: constant rate
+            maxrate=rate,
+            bufsize=rate,  # a second: less, and the first pictures of a flat scene are badly coloured
+            **{
+                "cpu-used": self.cpu_used,
+                "lag-in-frames": 0,
+                "undershoot-pct": 100,
+                "overshoot-pct": 15,
+                "static-thresh": 1,
+            },
+        )
+        context.qmin, context.qmax = 4, 56
+        self._context = context
+        return context
+
+
+def make_video_encoder(codec: str, bitrate_bps: int) -> VideoEncoder:
+    """codec: "VP8" or "H264". Raises: ValueError."""
+    if codec.upper() == "H264":
+        return H264Encoder(bitrate_bps)
+    if codec.upper() == "VP8":
+        return Vp8Encoder(bitrate_bps)
+    raise ValueError(f"no video encoder for {codec!r}; there are H264 and VP8")
+
+
+OPUS_BPS = {1: 28_000, 2: 64_000}
+OPUS_COMPLEXITY = 5  # of 10: half the time of 10; on speech at 28 kb/s nobody hears it
+OPUS_LOSS = 5  # %, that the in-band copies are made for
+NARROW = 64  # of 32,768: channels that differ by less than that (-54 dB) are one
+STEREO_AFTER = 2  # frames that differ, then it is stereo
+MONO_AFTER = 100  # alike frames, 2 s
+SILENT = 4  # of 32,768 (-78 dB): nothing that anybody hears
+SILENT_AFTER = 10  # frames, then silence is not sent (FFmpeg does not pass libopus' own DTX on) ...
+SILENT_EVERY = 20  # ... but each 400 ms, as libopus does, so that nobody takes us for gone
+
+
+class OpusEncoder:
+    """20 ms frames at 48 kHz, mono unless the channels differ, with in-band FEC, and nothing in silence. 0.1 ms a
+    frame."""
+
+    def __init__(self) -> None:
+        self.channels = 1
+        self._streak = 0  # frames that speak for the other number of channels
+        self._silent = 0  # frames in a row
+        self._contexts: dict[int, Any] = {}
+        self._pts = 0
+
+    def encode(self, pcm: NDArray[np.int16]) -> bytes:
+        """pcm: int16 (960, 1 or 2). Returns b"" for silence that need not be sent (RFC 7587 section 3.1.3).
+
+        Raises: ValueError.
+        """
+        if len(pcm) != AUDIO_HZ // 50 or pcm.ndim != 2 or pcm.shape[1] not in (1, 2):
+            raise ValueError(f"a sound frame of shape {pcm.shape}; (960, 1) and (960, 2) are taken")
+        self._silent = self._silent + 1 if int(np.abs(pcm).max()) <= SILENT else 0
+        if self._silent > SILENT_AFTER and self._silent % SILENT_EVERY:
+            return b""
+        self._choose(pcm)
+        if pcm.shape[1] == self.channels:
+            shaped = pcm
+        elif self.channels == 1:
+            shaped = pcm.mean(axis=1, keepdims=True).astype(np.int16)
+        else:
+            shaped = np.repeat(pcm, 2, axis=1)
+        frame = av.AudioFrame.from_ndarray(
+            np.ascontiguousarray(shaped).reshape(1, -1),
+            format="s16",
+            layout="mono" if self.channels == 1 else "stereo",
+        )
+        frame.sample_rate = AUDIO_HZ
+        frame.pts = self._pts
+        self._pts += len(pcm)
+        return b"".join(map(bytes, self._context().encode(frame)))
+
+    def _choose(self, pcm: NDArray[np.int16]) -> None:
+        wide = pcm.shape[1] == 2 and int(np.abs(pcm[:, 0].astype(np.int32) - pcm[:, 1]).max()) > NARROW
+        self._streak = self._streak + 1 if wide == (self.channels == 1) else 0
+        if self._streak >= (STEREO_AFTER if wide else MONO_AFTER):
+            self.channels = 2 if wide else 1
+            self._streak = 0
+
+    def _context(self) -> Any:
+        context = self._contexts.get(self.channels)
+        if context is None:
+            context = av.CodecContext.create("libopus", "w")
+            assert isinstance(context, av.AudioCodecContext)
+            context.format = "s16"
+            context.layout = "mono" if self.channels == 1 else "stereo"
+            context.sample_rate = AUDIO_HZ
+            context.time_base = Fraction(1, AUDIO_HZ)
+            context.bit_rate = OPUS_BPS[self.channels]
+            context.options = {
+                "application": "voip" if self.channels == 1 else "audio",
+                "fec": "1",
+                "packet_loss": str(OPUS_LOSS),
+                "frame_duration": "20",
+                "compression_level": str(OPUS_COMPLEXITY),
+            }
+            self._contexts[self.channels] = context
+        return context
