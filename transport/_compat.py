@@ -7,6 +7,7 @@ aiortc is pinned (pyproject.toml): a new version is taken when these tests pass 
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,10 +22,13 @@ from aiortc import RTCPeerConnection, RTCRtpTransceiver
 from aiortc.codecs import CODECS, HEADER_EXTENSIONS, is_rtx
 from aiortc.rtcdtlstransport import RTCDtlsTransport
 from aiortc.rtcrtpparameters import RTCRtcpFeedback, RTCRtpHeaderExtensionParameters
+from aiortc.rtp import RtcpRtpfbPacket
 
 from . import stamped_socket, twcc
+from .feedback import TRANSPORT_CC
 from .ingress import IngressTrack
 from .receiver import RtpReceiver
+from .sender import PacedSender
 
 TRANSPORT_CC_ID = 5  # of the header extension, free in aiortc's own table
 
@@ -71,6 +75,23 @@ def negotiate_opus_fec() -> None:
             codec.parameters = codec.parameters | {"minptime": 10, "useinbandfec": 1}
 
 
+class FeedbackPacket(RtcpRtpfbPacket):
+    """aiortc's, which reads all feedback as NACKs, and keeps nothing else: `fci` holds the bytes."""
+
+    fci: bytes = b""
+
+    @classmethod
+    def parse(cls, data: bytes, fmt: int) -> RtcpRtpfbPacket:
+        if fmt != TRANSPORT_CC:
+            return super().parse(data, fmt)
+        if len(data) < 8:
+            raise ValueError("RTCP RTP feedback length is invalid")
+        ssrc, media_ssrc = struct.unpack_from("!LL", data)
+        packet = cls(fmt=fmt, ssrc=ssrc, media_ssrc=media_ssrc)
+        packet.fci = data[8:]
+        return packet
+
+
 def install() -> None:
     """Put ours in place, for all connections of this process. Idempotent."""
     aioice.ice.get_host_addresses = host_addresses
@@ -82,6 +103,9 @@ def install() -> None:
     aiortc.rtcpeerconnection.RemoteStreamTrack = IngressTrack
     negotiate_transport_cc()
     negotiate_opus_fec()
+
+    aiortc.rtcpeerconnection.RTCRtpSender = PacedSender
+    aiortc.rtp.RtcpRtpfbPacket = FeedbackPacket
 
 
 # ---------------------------------------------------------------- reading and steering a connection
@@ -110,6 +134,19 @@ def offered(transceiver: RTCRtpTransceiver) -> str:
 def packets_received(pc: RTCPeerConnection) -> int:
     """Datagrams of media, data and DTLS so far; STUN is not counted."""
     return sum(stats.packetsReceived for t in transports(pc) for stats in t._get_stats().values())
+
+
+def sending(pc: RTCPeerConnection) -> dict[str, Any]:
+    """The figures of the connection's uplink, with the picture's as it is encoded now."""
+    figures: dict[str, Any] = {}
+    for transceiver in pc.getTransceivers():
+        sender: Any = transceiver.sender
+        if isinstance(sender, PacedSender) and sender.ours:
+            figures |= sender.uplink.figures()
+            if sender.shape is not None:
+                figures |= {"width": sender.shape.width, "height": sender.shape.height}
+                figures |= {"pictures": sender.encoded, "keyframes": sender.keyframes}
+    return figures
 
 
 def _pairs(pc: RTCPeerConnection) -> Iterator[tuple[Any, Any]]:

@@ -41,6 +41,12 @@ def media_of(plan: Plan) -> tuple[frozenset[str], frozenset[str]]:
     return frozenset(takes), frozenset(gives)
 
 
+def hears_live(plan: Plan) -> bool:
+    """Is the sound that the graph sends of live origin? Such edges drop their oldest, generated ones wait."""
+    sounds = [e for e in plan.edges() if e.port == "audio" and plan.nodes[e.node].use == "webrtc.out"]
+    return bool(sounds) and all(edge.bound.full == "drop_oldest" for edge in sounds)
+
+
 class LiveSession:
     """Life: `open` an offer → `run` until either side ends → all is closed."""
 
@@ -58,6 +64,7 @@ class LiveSession:
         self.channel = ControlChannel(
             self.session, session_id, plan.name, clock, chat=self.peer.chat.put_nowait
         )
+        self._live_audio = hears_live(plan)
         self._closing: asyncio.Task[None] | None = None
         self._unlisten: Callable[[], None] = lambda: None
 
@@ -65,7 +72,7 @@ class LiveSession:
         return WebRtcIn(options, params, self.peer)
 
     def _bind_out(self, options: Any, params: Any) -> WebRtcOut:
-        return WebRtcOut(options, params, self.peer, self.channel)
+        return WebRtcOut(options, params, self.peer, self.channel, self._live_audio)
 
     async def open(self, sdp: str) -> str:
         """Start the graph and answer the offer. Raises: OfferError, StageError; then all is closed."""
@@ -123,6 +130,8 @@ class LiveSession:
             "video_sent": video.sent if video else 0,
             "video_replaced": video.replaced if video else 0,
             "audio_underruns": audio.underruns if audio else 0,
+            "audio_shortened_ms": audio.shortened // 48 if audio else 0,
+            "sending": self.peer.sending(),
             "messages_dropped": self.channel.dropped,
         }
         return stats

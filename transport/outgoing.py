@@ -1,13 +1,16 @@
 """Media on its way out: what the encoder of one connection asks for next.
 
-Video is always the newest picture; audio is paced on our clock, 20 ms at a time, with silence in between.
+Video is always the newest picture. Generated sound is paced on our clock, 20 ms at a time, with silence in
+between; live sound leaves as it comes, and delay that a stall has left in it is taken out again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from fractions import Fraction
+from typing import cast
 
 import av
 import numpy as np
@@ -16,12 +19,16 @@ from numpy.typing import NDArray
 
 from ..pipeline.clock import MS, SECOND, Clock
 from ..pipeline.frame import AudioFrame, VideoFrame
+from .playout import LONGEST_CUT, StandingDelay, cut_at_pitch
 
 VIDEO_RATE = 90_000  # Hz, the RTP clock of all video payloads (RFC 3551 section 5)
 AUDIO_RATE = 48_000  # Hz, of Opus in RTP (RFC 7587 section 4.1)
 AUDIO_FRAME = 20 * MS
 SAMPLES = AUDIO_RATE * 20 // 1000
 FADE = AUDIO_RATE * 5 // 1000  # samples: a cut without a ramp clicks
+GRACE = 20 * MS  # that a live frame may come late before silence takes its place
+LIVE_MOST = 200 * MS  # of live sound that waits; older is dropped
+STILL = 0.1  # s without a new picture, then a keyframe is made of the last one
 BEHIND = 100 * MS  # a loop that stood still longer does not catch up: it would burst
 
 
@@ -33,33 +40,69 @@ class VideoOut(MediaStreamTrack):
     def __init__(self) -> None:
         super().__init__()
         self._frame: VideoFrame | None = None
+        self._shown: VideoFrame | None = None
         self._fresh = asyncio.Event()
         self._origin: int | None = None
         self._last = -1
+        self.fps = 30.0  # at which pictures come, smoothed
+        self._came: int | None = None
         self.replaced = 0
         self.sent = 0
+        self.skipped = 0  # by the sender, where the network carries less
 
     def show(self, frame: VideoFrame) -> None:
         if self._frame is not None:
             self.replaced += 1
+        if self._came is not None and 0 < frame.pts - self._came < SECOND:
+            self.fps += 0.1 * (SECOND / (frame.pts - self._came) - self.fps)
+        self._came = frame.pts
         self._frame = frame
         self._fresh.set()
 
-    async def recv(self) -> av.VideoFrame:
-        """The next picture, even-sized, at a timestamp after the last. Raises: MediaStreamError at the end."""
+    async def wait(self) -> None:
+        """Until there is a picture to take. Raises: MediaStreamError at the end."""
         while self._frame is None:
             if self.readyState != "live":
                 raise MediaStreamError
             self._fresh.clear()
             await self._fresh.wait()
+            if self._frame is None and self.readyState == "live":
+                return await self._woken()
+
+    async def _woken(self) -> None:
+        """Somebody asked for a keyframe while no picture is there: the last one serves, if it has to."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STILL):
+                while self._frame is None and self.readyState == "live":
+                    self._fresh.clear()
+                    await self._fresh.wait()
+        if self._frame is None:
+            self._frame = self._shown
+        await self.wait()
+
+    def wake(self) -> None:
+        """The far end needs a picture soon, even if nothing moves."""
+        if self._frame is None:
+            self._fresh.set()
+
+    def take(self) -> tuple[VideoFrame, int]:
+        """The newest picture and its time, 1/90,000 s, always after the last. Only after `wait`."""
         frame, self._frame = self._frame, None
+        assert frame is not None
+        self._shown = frame
         if self._origin is None:
             self._origin = frame.pts
-        picture = to_av(frame)
         self._last = max(self._last + 1, (frame.pts - self._origin) * VIDEO_RATE // SECOND)
-        picture.pts = self._last
-        picture.time_base = Fraction(1, VIDEO_RATE)
         self.sent += 1
+        return frame, self._last
+
+    async def recv(self) -> av.VideoFrame:
+        """The next picture, even-sized, at a timestamp after the last. Raises: MediaStreamError at the end."""
+        await self.wait()
+        frame, pts = self.take()
+        picture = to_av(frame)
+        picture.pts = pts
+        picture.time_base = Fraction(1, VIDEO_RATE)
         return picture
 
     def stop(self) -> None:
@@ -76,23 +119,31 @@ def to_av(frame: VideoFrame) -> av.VideoFrame:
 
 
 class AudioOut(MediaStreamTrack):
-    """Plays what is written at real-time pace. Holds at most `ahead` ns beyond one written frame."""
+    """Plays what is written at real-time pace.
+
+    Generated sound: holds at most `ahead` ns beyond one written frame, loses nothing and keeps its order.
+    `live` sound: leaves as soon as 20 ms of it are there; a writer never waits, the oldest is dropped instead.
+    """
 
     kind = "audio"
 
-    def __init__(self, clock: Clock, ahead: int = 60 * MS) -> None:
+    def __init__(self, clock: Clock, ahead: int = 60 * MS, live: bool = False) -> None:
         super().__init__()
         self.clock = clock
         self.ahead = ahead
-        self._chunks: deque[tuple[int, NDArray[np.int16]]] = deque()  # (epoch, mono at 48 kHz (T,))
+        self.live = live
+        self._chunks: deque[tuple[int, NDArray[np.int16]]] = deque()  # (epoch, pcm at 48 kHz (T, 1 or 2))
         self._buffered = 0  # samples
         self._taken = asyncio.Event()
+        self._written = asyncio.Event()
         self._floor = 0  # frames of an older epoch are void
         self._started: int | None = None
         self._frames = 0  # 20 ms steps since the start
         self._resampler: av.AudioResampler | None = None
         self._format = (0, 0)
+        self._standing = StandingDelay()
         self.flushed = 0  # samples thrown away by flushes
+        self.shortened = 0  # samples of live sound taken out to catch up
         self.underruns = 0  # times that speech ran dry inside a frame
         self.played = 0  # samples of written audio sent
 
@@ -109,6 +160,11 @@ class AudioOut(MediaStreamTrack):
         if len(pcm):
             self._chunks.append((frame.epoch, pcm))
             self._buffered += len(pcm)
+            self._written.set()
+        if self.live:
+            while self.buffered > LIVE_MOST:
+                self._shorten_by(len(self._chunks.popleft()[1]))
+            return
         while self.buffered > self.ahead and frame.epoch >= self._floor and self.readyState == "live":
             self._taken.clear()
             await self._taken.wait()
@@ -119,8 +175,8 @@ class AudioOut(MediaStreamTrack):
         kept = deque(c for c in self._chunks if c[0] >= epoch)
         void = [pcm for old, pcm in self._chunks if old < epoch]
         if void:
-            tail = np.concatenate(void)[:FADE]
-            ramp = np.linspace(1.0, 0.0, len(tail), dtype=np.float32)
+            tail = _joined(void)[:FADE]
+            ramp = np.linspace(1.0, 0.0, len(tail), dtype=np.float32)[:, None]
             kept.appendleft((epoch, (tail * ramp).astype(np.int16)))
             self.flushed += sum(map(len, void)) - len(tail)
         self._chunks = kept
@@ -128,58 +184,133 @@ class AudioOut(MediaStreamTrack):
         self._resampler = None  # it still holds a little of the old sound
         self._taken.set()
 
-    async def recv(self) -> av.AudioFrame:
-        """20 ms of mono PCM at 48 kHz, when they are due. Raises: MediaStreamError at the end."""
+    async def pull(self) -> tuple[NDArray[np.int16], int]:
+        """20 ms of PCM at 48 kHz, (960, 1 or 2), when they are due, and their time in samples.
+
+        Raises: MediaStreamError at the end.
+        """
         now = self.clock.now()
         if self._started is None:
             self._started = now
         due = self._started + self._frames * AUDIO_FRAME
-        if now < due:
-            await self.clock.sleep(due - now)
-        elif now - due > BEHIND:
+        if now - due > BEHIND:
             self._frames += (now - due) // AUDIO_FRAME  # the far end hears a gap, not a burst
+        elif self.live:
+            await self._live_frame(due)
+        elif now < due:
+            await self.clock.sleep(due - now)
         if self.readyState != "live":
             raise MediaStreamError
-        frame = av.AudioFrame.from_ndarray(self._take()[None, :], format="s16", layout="mono")
-        frame.sample_rate = AUDIO_RATE
-        frame.pts = self._frames * SAMPLES
-        frame.time_base = Fraction(1, AUDIO_RATE)
+        at = self._frames * SAMPLES
         self._frames += 1
+        return self._take(), at
+
+    async def recv(self) -> av.AudioFrame:
+        """As `pull`, for aiortc. Raises: MediaStreamError at the end."""
+        pcm, pts = await self.pull()
+        layout = "mono" if pcm.shape[1] == 1 else "stereo"
+        frame = av.AudioFrame.from_ndarray(pcm.reshape(1, -1), format="s16", layout=layout)
+        frame.sample_rate = AUDIO_RATE
+        frame.pts = pts
+        frame.time_base = Fraction(1, AUDIO_RATE)
         return frame
+
+    async def _live_frame(self, due: int) -> None:
+        """Until 20 ms of sound are here, at most one frame early; silence goes out `GRACE` after it was due."""
+        assert self._started is not None
+        while self.readyState == "live":
+            now = self.clock.now()
+            enough = self._buffered >= SAMPLES
+            prompt = SAMPLES <= self._buffered < 2 * SAMPLES  # no delay has built up
+            until = due - AUDIO_FRAME if prompt else due if enough else due + GRACE
+            if now >= until:
+                if prompt:  # our steps follow the far end's clock, so that frames find them free
+                    self._started += max(-AUDIO_FRAME, min(AUDIO_FRAME, now - due)) // 16
+                return
+            if enough:
+                await self.clock.sleep(until - now)
+                continue
+            self._written.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout((until - now) / SECOND):
+                    await self._written.wait()
 
     def stop(self) -> None:
         super().stop()
         self._taken.set()
+        self._written.set()
 
     def _take(self) -> NDArray[np.int16]:
-        """(SAMPLES,): buffered sound, then silence."""
-        out = np.zeros(SAMPLES, np.int16)
-        filled = 0
-        while filled < SAMPLES and self._chunks:
-            epoch, pcm = self._chunks.popleft()
-            n = min(len(pcm), SAMPLES - filled)
-            out[filled : filled + n] = pcm[:n]
-            filled += n
-            if n < len(pcm):
-                self._chunks.appendleft((epoch, pcm[n:]))
-        if 0 < filled < SAMPLES:
-            self.underruns += 1
-        self._buffered -= filled
+        """(SAMPLES, C): buffered sound, then silence."""
+        if self.live:
+            self._catch_up()
+        taken = self._pop(SAMPLES)
+        filled = len(taken)
+        if filled < SAMPLES:
+            if filled:
+                self.underruns += 1
+            taken = np.concatenate([taken, np.zeros((SAMPLES - filled, taken.shape[1]), np.int16)])
         self.played += filled
+        self._standing.left(self._buffered)
         self._taken.set()
-        return out
+        return taken
+
+    def _catch_up(self) -> None:
+        """Take delay out of live sound that no jitter needs: silence at once, else a few ms where it repeats."""
+        excess = self._standing.excess
+        if not excess or self._buffered < SAMPLES + excess:
+            return
+        epoch = self._chunks[0][0]
+        stretch = self._pop(SAMPLES + excess)
+        shorter = cut_at_pitch(stretch[: SAMPLES + min(excess, LONGEST_CUT)], excess)
+        if np.abs(stretch).max(initial=0) > 0 and excess > LONGEST_CUT:
+            shorter = np.concatenate([shorter, stretch[SAMPLES + LONGEST_CUT :]])
+        elif excess > LONGEST_CUT:
+            shorter = stretch[excess:]
+        self._chunks.appendleft((epoch, shorter))
+        self._buffered += len(shorter)
+        gone = len(stretch) - len(shorter)
+        self.shortened += gone
+        self._standing.cut(gone)
+
+    def _shorten_by(self, samples: int) -> None:
+        self._buffered -= samples
+        self.shortened += samples
+
+    def _pop(self, most: int) -> NDArray[np.int16]:
+        """Up to `most` samples off the front, (T, C)."""
+        parts: list[NDArray[np.int16]] = []
+        missing = most
+        while missing and self._chunks:
+            epoch, pcm = self._chunks.popleft()
+            parts.append(pcm[:missing])
+            if len(pcm) > missing:
+                self._chunks.appendleft((epoch, pcm[missing:]))
+            missing -= len(parts[-1])
+        self._buffered -= most - missing
+        return _joined(parts)
 
     def _to_output(self, frame: AudioFrame) -> NDArray[np.int16]:
-        """(T, C) at any rate → (T',) at 48 kHz."""
+        """(T, C) at any rate → (T', C) at 48 kHz, C at most 2."""
         channels = frame.pcm.shape[1]
-        if frame.rate_hz == AUDIO_RATE and channels == 1:
-            return frame.pcm[:, 0]
+        if frame.rate_hz == AUDIO_RATE:
+            return frame.pcm
         if self._resampler is None or self._format != (frame.rate_hz, channels):
-            self._resampler = av.AudioResampler(format="s16", layout="mono", rate=AUDIO_RATE)
+            layout = "mono" if channels == 1 else "stereo"
+            self._resampler = av.AudioResampler(format="s16", layout=layout, rate=AUDIO_RATE)
             self._format = (frame.rate_hz, channels)
-        layout = "mono" if channels == 1 else "stereo"
         packed = np.ascontiguousarray(frame.pcm).reshape(1, -1)
-        source = av.AudioFrame.from_ndarray(packed, format="s16", layout=layout)
+        source = av.AudioFrame.from_ndarray(
+            packed, format="s16", layout="mono" if channels == 1 else "stereo"
+        )
         source.sample_rate = frame.rate_hz
-        parts = [f.to_ndarray()[0] for f in self._resampler.resample(source)]
-        return np.concatenate(parts) if parts else np.zeros(0, np.int16)
+        resampled = self._resampler.resample(source)
+        parts = [cast("NDArray[np.int16]", f.to_ndarray()).reshape(-1, channels) for f in resampled]
+        return np.concatenate(parts) if parts else np.zeros((0, channels), np.int16)
+
+
+def _joined(parts: list[NDArray[np.int16]]) -> NDArray[np.int16]:
+    """[(T, 1 or 2)] → (T, C): stereo if one of them is."""
+    channels = max((p.shape[1] for p in parts), default=1)
+    wide = [p if p.shape[1] == channels else np.repeat(p, channels, axis=1) for p in parts]
+    return np.concatenate(wide) if wide else np.zeros((0, channels), np.int16)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 from aiortc import (
     RTCConfiguration,
@@ -104,6 +104,10 @@ class Peer:
             (True, False): "recvonly",
             (False, True): "sendonly",
         }.get((takes, gives), "inactive")
+
+    def sending(self) -> dict[str, Any]:
+        """What the wire carries of ours: docs/protocol.md, `transport.sending`. Empty while nothing is sent."""
+        return _compat.sending(self._pc)
 
     def _sends(self, kind: str) -> bool:
         return (self.video_out if kind == "video" else self.audio_out) is not None

@@ -152,16 +152,20 @@ class WebRtcOut(Stage):
         params: BaseModel | None = None,
         peer: Peer | None = None,
         channel: ControlChannel | None = None,
+        live_audio: bool = False,
     ) -> None:
+        """live_audio: the sound is a live one passed through, which may be shortened but not late."""
         super().__init__(options, params)
         self.peer = peer
         self.channel = channel
+        self.live_audio = live_audio
 
     async def setup(self) -> None:
         if self.peer is None:
             raise StageError(_NO_PEER.format("webrtc.out", "--out FILE"))
         if self.peer.audio_out is not None:
             self.peer.audio_out.ahead = self.options.ahead
+            self.peer.audio_out.live = self.live_audio
 
     def process(self, port: str, frame: Frame, out: Outputs) -> Awaitable[None] | None:
         assert self.peer is not None

@@ -1,0 +1,284 @@
+"""Sends one track of ours: encoded here, paced, repeated when lost, at the rate that the path carries.
+
+Takes the place of aiortc's sender, whose own loop stays for tracks that are not ours and for codecs we do not
+encode (G.711, G.722). Only its overridable methods are touched; test_compat.py holds them to it.
+"""
+# pyright: reportPrivateUsage=false
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from collections import OrderedDict
+from fractions import Fraction
+from typing import Any
+
+import av
+import numpy as np
+from aiortc import clock as ntp
+from aiortc.codecs import get_encoder, is_rtx
+from aiortc.rtcrtpparameters import RTCRtpCodecParameters, RTCRtpSendParameters
+from aiortc.rtcrtpsender import RTCEncodedFrame, RTCRtpSender
+from aiortc.rtp import (
+    RTCP_PSFB_APP,
+    RTCP_PSFB_FIR,
+    RTCP_PSFB_PLI,
+    RTCP_RTPFB_NACK,
+    HeaderExtensionsMap,
+    RtcpPsfbPacket,
+    RtcpRrPacket,
+    RtcpRtpfbPacket,
+    RtcpSrPacket,
+    RtpPacket,
+    unpack_remb_fci,
+    wrap_rtx,
+)
+from numpy.typing import NDArray
+
+from ..pipeline.clock import MS, LoopClock
+from ..pipeline.frame import VideoFrame
+from .encoders import OpusEncoder, PictureScaler, VideoEncoder, make_video_encoder
+from .feedback import TRANSPORT_CC
+from .outgoing import VIDEO_RATE, AudioOut, VideoOut
+from .picture_rate import FrameGate, PictureRate, Shape
+from .uplink import Uplink, uplink_of
+
+HISTORY = 768  # packets kept for repeats: 2 s at 3 Mb/s
+REPEAT_APART = 20 * MS  # the same packet again: a NACK that crossed the repeat
+KEYFRAME_APART = 300 * MS  # requests in between are answered once, at its end
+
+
+def level_dbov(pcm: NDArray[np.int16]) -> int:
+    """The level of sound (T, C) in dB of full scale, -127 to 0 (RFC 6465 appendix A)."""
+    power = float(np.mean(np.square(pcm, dtype=np.float32))) / 32767**2
+    return max(-127, min(0, round(10 * math.log10(power)))) if power > 0 else -127
+
+
+class PacedSender(RTCRtpSender):
+    """aiortc makes one for each media section, and calls what is overridden here."""
+
+    def __init__(self, trackOrKind: Any, transport: Any) -> None:
+        super().__init__(trackOrKind, transport)
+        self.keyframes = 0
+        self.encoded = 0
+        self.shape: Shape | None = None
+        self._extensions = HeaderExtensionsMap()
+        self._mid = ""
+        self._rtx_type: int | None = None
+        self._rtx_number = random.randrange(1 << 15)  # the lower half: no early wrap, as in libwebrtc
+        self._number = random.randrange(1 << 15)
+        self._origin = random.getrandbits(32)
+        self._history: OrderedDict[int, tuple[RtpPacket, int]] = OrderedDict()  # → when last sent, ns
+        self._wants_keyframe = True
+        self._keyframe_at = -KEYFRAME_APART
+        self._packets = 0
+        self._octets = 0
+        self._stamp = (0, 0)  # (NTP time, RTP timestamp) of the newest packet
+        self._report = (0, 0)  # (middle of the NTP time, when sent in ns) of the last sender report
+
+    @property
+    def ours(self) -> bool:
+        return isinstance(self.track, VideoOut | AudioOut)
+
+    @property
+    def uplink(self) -> Uplink:
+        return uplink_of(self.transport)
+
+    async def send(self, parameters: RTCRtpSendParameters) -> None:
+        self._extensions.configure(parameters)
+        self._mid = parameters.muxId
+        main = parameters.codecs[0].payloadType
+        for codec in parameters.codecs:
+            if is_rtx(codec) and codec.parameters.get("apt") == main:
+                self._rtx_type = codec.payloadType
+                break
+        await super().send(parameters)
+
+    async def stop(self) -> None:
+        await super().stop()
+        self.uplink.close()
+        self._history.clear()
+
+    # ------------------------------------------------------------ media
+
+    async def _next_encoded_frame(self, codec: RTCRtpCodecParameters) -> RTCEncodedFrame | None:
+        """For a track of ours this is its whole life: it ends with MediaStreamError."""
+        track = self.track
+        if isinstance(track, VideoOut):
+            await self._send_video(track, codec)
+        if isinstance(track, AudioOut) and codec.name.lower() == "opus":
+            await self._send_audio(track, codec)
+        return await super()._next_encoded_frame(codec)
+
+    async def _send_audio(self, track: AudioOut, codec: RTCRtpCodecParameters) -> None:
+        encoder = OpusEncoder()
+        uplink = self.uplink
+        uplink.has_audio = True
+        paused = True
+        while True:
+            pcm, timestamp = await track.pull()
+            # 0.1 ms: a hop to another thread and back costs more than it frees
+            data = encoder.encode(pcm)
+            if not data or not self._enabled:
+                paused = True
+                continue
+            packet = self._packet(codec, data, timestamp, marker=paused)
+            packet.extensions.audio_level = (False, -level_dbov(pcm))
+            paused = False
+            await uplink.send(packet, self._extensions)
+
+    async def _send_video(self, track: VideoOut, codec: RTCRtpCodecParameters) -> None:
+        loop = asyncio.get_running_loop()
+        clock = LoopClock(loop)
+        uplink = self.uplink
+        encoder = make_video_encoder(codec.name, uplink.video_bps)
+        packer: Any = get_encoder(codec)
+        scaler = PictureScaler()
+        rate = PictureRate()
+        gate = FrameGate()
+        while True:
+            await track.wait()
+            await uplink.room()
+            now = clock.now()
+            frame, timestamp = track.take()  # the newest: those that came while there was no room are gone
+            bps = uplink.video_bps
+            shape = self.shape = rate.shape(bps, frame.width & ~1, frame.height & ~1, now, track.fps)
+            keyframe = self._wants_keyframe and now - self._keyframe_at >= KEYFRAME_APART
+            if not self._enabled or not (gate(now, shape.fps) or keyframe):
+                track.skipped += 1
+                continue
+            encoder.bitrate_bps = bps
+            if keyframe:
+                self._wants_keyframe = False
+            data, is_keyframe = await loop.run_in_executor(
+                None, _encode, encoder, scaler, frame, shape, timestamp, keyframe, now
+            )
+            if is_keyframe:
+                self._keyframe_at = now
+                self.keyframes += 1
+            if not data:
+                continue
+            self.encoded += 1
+            packed = av.Packet(data)
+            packed.pts, packed.time_base = timestamp, Fraction(1, VIDEO_RATE)
+            payloads: list[bytes] = packer.pack(packed)[0]
+            last = len(payloads) - 1
+            packets = [self._packet(codec, p, timestamp, k == last) for k, p in enumerate(payloads)]
+            await uplink.queue("video", packets, self._extensions)
+
+    def _packet(
+        self, codec: RTCRtpCodecParameters, payload: bytes, timestamp: int, marker: bool
+    ) -> RtpPacket:
+        packet = RtpPacket(
+            payload_type=codec.payloadType or 0,
+            sequence_number=self._number,
+            timestamp=(self._origin + timestamp) & 0xFFFFFFFF,
+            ssrc=self._ssrc,
+            payload=payload,
+            marker=int(marker),
+        )
+        packet.extensions.mid = self._mid
+        if self.kind == "video":
+            self._history[self._number] = (packet, 0)
+            if len(self._history) > HISTORY:
+                self._history.popitem(last=False)
+        self._number = (self._number + 1) & 0xFFFF
+        self._packets += 1
+        self._octets += len(payload)
+        self._stamp = (ntp.current_ntp_time(), packet.timestamp)
+        return packet
+
+    # ------------------------------------------------------------ what the far end says
+
+    async def _handle_rtcp_packet(self, packet: Any) -> None:
+        if not self.ours:
+            await super()._handle_rtcp_packet(packet)
+        elif isinstance(packet, RtcpRrPacket | RtcpSrPacket):
+            await super()._handle_rtcp_packet(packet)  # for getStats
+            for report in packet.reports:
+                if report.ssrc == self._ssrc:
+                    self.uplink.on_report(report.fraction_lost / 256, self._rtt_ms(report.lsr, report.dlsr))
+        elif isinstance(packet, RtcpRtpfbPacket) and packet.fmt == TRANSPORT_CC:
+            self.uplink.on_feedback(getattr(packet, "fci", b""))
+        elif isinstance(packet, RtcpRtpfbPacket) and packet.fmt == RTCP_RTPFB_NACK:
+            await self._repeat(packet.lost)
+        elif isinstance(packet, RtcpPsfbPacket) and packet.fmt in (RTCP_PSFB_PLI, RTCP_PSFB_FIR):
+            self._send_keyframe()
+        elif isinstance(packet, RtcpPsfbPacket) and packet.fmt == RTCP_PSFB_APP:
+            try:
+                bps, ssrcs = unpack_remb_fci(packet.fci)
+            except ValueError:
+                return
+            if self._ssrc in ssrcs:
+                self.uplink.on_remb(bps)
+
+    def _send_keyframe(self) -> None:
+        self._wants_keyframe = True
+        if isinstance(self.track, VideoOut):
+            self.track.wake()
+        super()._send_keyframe()
+
+    def _rtt_ms(self, lsr: int, dlsr: int) -> float | None:
+        middle, sent = self._report
+        if not lsr or lsr != middle:
+            return None
+        return (LoopClock(asyncio.get_running_loop()).now() - sent) / MS - dlsr * 1000 / 65536
+
+    async def _repeat(self, numbers: list[int]) -> None:
+        now = LoopClock(asyncio.get_running_loop()).now()
+        packets: list[RtpPacket] = []
+        for number in numbers[:HISTORY]:
+            packet, last = self._history.get(number, (None, 0))
+            if packet is None or (last and now - last < REPEAT_APART):
+                continue
+            self._history[number] = (packet, now)
+            if self._rtx_type is not None:
+                again = wrap_rtx(
+                    packet,
+                    payload_type=self._rtx_type,
+                    sequence_number=self._rtx_number,
+                    ssrc=self._rtx_ssrc,
+                )
+                again.extensions.mid = self._mid
+                self._rtx_number = (self._rtx_number + 1) & 0xFFFF
+                packet = again
+            packets.append(packet)
+        if packets:
+            await self.uplink.queue("again", packets, self._extensions)
+
+    async def _send_rtcp(self, packets: list[Any]) -> None:
+        """Its sender reports know nothing of what we send: ours are put in."""
+        if self.ours:
+            for packet in packets:
+                if isinstance(packet, RtcpSrPacket):
+                    if not self._packets:
+                        return  # no media yet: a report would map time to nothing
+                    info = packet.sender_info
+                    info.ntp_timestamp, info.rtp_timestamp = self._stamp
+                    info.packet_count = self._packets & 0xFFFFFFFF
+                    info.octet_count = self._octets & 0xFFFFFFFF
+                    now = LoopClock(asyncio.get_running_loop()).now()
+                    self._report = (info.ntp_timestamp >> 16 & 0xFFFFFFFF, now)
+        await super()._send_rtcp(packets)
+
+    async def getStats(self) -> Any:
+        report = await super().getStats()
+        if self.ours:
+            for entry in report.values():
+                if entry.type == "outbound-rtp":
+                    entry.packetsSent, entry.bytesSent = self._packets, self._octets
+        return report
+
+
+def _encode(
+    encoder: VideoEncoder,
+    scaler: PictureScaler,
+    frame: VideoFrame,
+    shape: Shape,
+    pts: int,
+    keyframe: bool,
+    now: int,
+) -> tuple[bytes, bool]:
+    """On a worker thread."""
+    return encoder.encode(scaler(frame, shape.width, shape.height, pts), keyframe, now)
