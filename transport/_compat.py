@@ -103,7 +103,6 @@ def install() -> None:
     aiortc.rtcpeerconnection.RemoteStreamTrack = IngressTrack
     negotiate_transport_cc()
     negotiate_opus_fec()
-
     aiortc.rtcpeerconnection.RTCRtpSender = PacedSender
     aiortc.rtp.RtcpRtpfbPacket = FeedbackPacket
 

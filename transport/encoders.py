@@ -222,7 +222,8 @@ class Vp8Encoder:
                 "static-thresh": 1,
             },
         )
-        context.qmin, context.qmax = 4, 56
+        # a coarser one makes the first picture of a flat scene 15 levels off in colour; the least rates need it
+        context.qmin, context.qmax = 4, 44 if rate >= 300_000 else 56
         self._context = context
         return context
 
