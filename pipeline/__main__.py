@@ -215,9 +215,8 @@ def stages() -> None:
 def _complain(error: Exception) -> None:
     if isinstance(error, GraphError):
         for fault in error.faults:
-            err.print(
-                f"[bold]{error.path}:{fault.line}:{fault.column}:[/] {_plain(fault.message)}", highlight=False
-            )
+            place = f"{_plain(error.path)}:{fault.line}:{fault.column}:"
+            err.print(f"[bold]{place}[/] {_plain(fault.message)}", highlight=False, soft_wrap=True)
     else:
         err.print(f"[bold red]error:[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
 

@@ -30,8 +30,8 @@ def find(name: str) -> Path:
     if name in known:
         return known[name]
     match = get_close_matches(name, known, n=1)
-    hint = f"; did you mean {match[0]!r}?" if match else ""
-    raise StageError(f"no graph {name!r}{hint} Give a .yaml file or one of: {', '.join(known)}")
+    hint = f"; did you mean {match[0]!r}?" if match else ";"
+    raise StageError(f"no graph {name!r}{hint} give a .yaml file or one of: {', '.join(known)}")
 
 
 def load_all(names: list[str]) -> dict[str, Plan]:
