@@ -9,4 +9,5 @@ CATALOG = {
     "video.restyle": "restyle:Restyle",
     "video.look": "look:Look",
     "vlm.stream": "vlm:VlmStream",
+    "synthetic.world": "world:SyntheticWorld",
 }

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+import torch
+from fakes import Collected, FakeContext
+from penstock.models.ring_kv import RingLayer
+from penstock.models.rolling_kv import Budget, RollingKv
+from penstock.models.toy_questions import Moment, encode, moment, question
+from penstock.models.toy_stream import WINDOW, ToyStream
+from penstock.models.toy_vlm import TOKENS, ToyVlm
+from penstock.models.toy_world import COLOURS, DIRECTIONS, Happening, World
+from penstock.pipeline.clock import SECOND
+from penstock.pipeline.virtual_loop import run_virtual
+from penstock.stages.world import SyntheticWorld, WorldFrame, WorldOptions
+
+torch.set_num_threads(1)
+
+
+def test_a_world_is_the_same_for_the_same_seed_and_bounded() -> None:
+    a, b = World(3), World(3)
+    for _ in range(50):
+        x, y = a.step(), b.step()
+        assert np.array_equal(x.image, y.image)
+        assert x.things == y.things
+        assert len(x.things) <= 3
+        assert len({t.colour for t in x.things}) == len(x.things)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_comes_is_there_and_what_leaves_is_gone(seed: int) -> None:
+    world = World(seed, rate=0.5)
+    names = {t.name for t in world.step().things}
+    for _ in range(60):
+        tick = world.step()
+        now = {t.name for t in tick.things}
+        if tick.happening is None:
+            assert now == names
+        elif tick.happening.what == "came":
+            assert now - names == {tick.happening.name}
+        else:
+            assert names - now == {tick.happening.name}
+        names = now
+
+
+def test_directions_are_those_that_things_move_in() -> None:
+    world = World(1, rate=0)
+    before = {t.colour: t for t in world.step().things}
+    for _ in range(40):
+        for t in world.step().things:
+            dx, dy = t.x - before[t.colour].x, t.y - before[t.colour].y
+            way = (
+                "still"
+                if not (dx or dy)
+                else ("left" if dx < 0 else "right")
+                if dx
+                else ("up" if dy < 0 else "down")
+            )
+            assert DIRECTIONS[t.direction] == way
+            before[t.colour] = t
+
+
+def test_questions_have_answers_in_the_toys_own_words() -> None:
+    rng = np.random.default_rng(0)
+    kinds: set[str] = set()
+    for seed in range(30):
+        world, last, past = World(seed, rate=0.5), None, list[Happening]()
+        for _ in range(8):
+            tick = world.step()
+            now: Moment = moment(tick, last)
+            last = tick.image
+            past += [tick.happening] if tick.happening else []
+            kind, q, a = question(rng, now, past)
+            kinds.add(kind)
+            assert encode(q)
+            assert encode(a)
+            if kind == "left":
+                gone = [h.name for h in past if h.what == "left"]
+                assert a == (gone[-1] if gone else "nothing")
+    assert len(kinds) == 12
+    with pytest.raises(ValueError, match="does not know the word 'dog'"):
+        encode("where is the dog?")
+
+
+def test_the_decoder_says_the_same_in_one_pass_and_token_by_token_in_the_rolling_cache() -> None:
+    torch.manual_seed(0)
+    decoder = ToyVlm().decoder.eval().requires_grad_(False)
+    x = torch.randn(1, 20, 128) * 0.5
+    whole = decoder(x, torch.arange(20))
+    cache = RollingKv(decoder.rope, [RingLayer(40) for _ in decoder.blocks], Budget(40))
+    parts = [
+        decoder(x[:, a : a + n], cache.reserve("frame", n)[0], cache=cache)
+        for a, n in ((0, 7), (7, 1), (8, 12))
+    ]
+    assert torch.allclose(torch.cat(parts, 1), whole, atol=1e-4)
+
+
+def test_an_untrained_stream_is_bounded_and_takes_any_question() -> None:
+    torch.manual_seed(0)
+    stream = ToyStream(ToyVlm().eval().requires_grad_(False), text=24, theta=1.0)
+    world = World(0)
+    sizes: set[int] = set()
+    for i in range(60):
+        stream.see(world.step().image, i, frame=i)
+        sizes.add(stream.cache.nbytes)
+        assert sum(s.kind == "frame" for s in stream.cache.window) <= WINDOW
+        assert stream.cache.window[0].tokens in (TOKENS + 1, 4)
+    assert len(sizes) <= 8, "the text tier fills, then nothing grows"
+    assert isinstance(stream.ask("what shape is red?").text, str)
+    assert stream.ask("what left last").source == "log"
+    with pytest.raises(ValueError, match="does not know"):
+        stream.ask("who are you")
+
+
+def test_the_source_sends_pictures_and_the_truth() -> None:
+    stage, out = SyntheticWorld(WorldOptions(duration=10 * SECOND, scale=4, rate=0.5)), Collected()
+    stage.ctx = FakeContext(realtime=False)
+    run_virtual(stage.run(out))
+    frames = out.of("video")
+    assert [f.pts for f in frames] == [i * SECOND // 2 for i in range(20)]
+    assert all(isinstance(f, WorldFrame) and f.image.shape == (192, 192, 3) for f in frames)
+    truth = out.of("truth")
+    assert truth
+    assert all(e.name in ("came", "left") and e.fields["thing"].split()[0] in COLOURS for e in truth)
+
+
+def test_in_real_time_it_keeps_its_beat() -> None:
+    stage, out = SyntheticWorld(WorldOptions(duration=3 * SECOND)), Collected()
+    context = FakeContext()
+    stage.ctx = context
+    asyncio.run(stage.run(out))
+    assert context.clock.now() == 5 * SECOND // 2
