@@ -13,7 +13,7 @@ from penstock.models.ring_kv import RingLayer
 from penstock.models.rolling_kv import Budget, RollingKv
 from penstock.models.rope import Rope
 from penstock.models.snapshot import restore, snapshot
-from tiny_vlms import FAMILIES, WIDTH, tiny_text_model
+from tiny_vlms import EACH, WIDTH, tiny_text_model
 from torch import Tensor
 
 pytest.importorskip("transformers", reason="the package transformers is not installed")
@@ -49,7 +49,7 @@ def ask(model: Any, cache: RollingCache, **options: Any) -> Tensor:
     return run(model, random(2, ASK), branch.reserve(ASK), branch)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH)
 def test_a_restored_snapshot_goes_on_as_the_original_does(family: str) -> None:
     model = tiny_text_model(family)
     cache = rolling(model, range(9))
@@ -128,7 +128,7 @@ def test_scorers_choose_what_they_say() -> None:
             assert len({e.number for e in store.find(query, 3)}) == 3
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH)
 def test_the_tap_sees_the_query_of_every_layer(family: str) -> None:
     model = tiny_text_model(family)
     with QueryTap(model) as tap:
@@ -136,9 +136,7 @@ def test_the_tap_sees_the_query_of_every_layer(family: str) -> None:
     assert tap.query.shape == (3, 4, 16)
 
 
-@pytest.mark.parametrize(
-    "family", [f if i == 0 else pytest.param(f, marks=pytest.mark.slow) for i, f in enumerate(FAMILIES)]
-)
+@pytest.mark.parametrize("family", EACH)
 def test_static_ring_equals_rolling_and_answers_leave_no_trace(family: str) -> None:
     """Two rows: one is fed in every step, the other in every second one; both as if alone."""
     model = tiny_text_model(family)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from penstock.models.ring_kv import Part, lay_out
 from penstock.models.rolling_kv import Budget
-from tiny_vlms import FAMILIES, WIDTH, tiny_text_model
+from tiny_vlms import EACH, WIDTH, tiny_text_model
 from torch import Tensor
 
 pytest.importorskip("transformers", reason="the package transformers is not installed")
@@ -71,7 +71,7 @@ def far(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH)
 def test_without_eviction_it_is_the_models_own_cache(family: str) -> None:
     model = tiny_text_model(family)
     cache = start(model, Budget(tokens=400))
@@ -82,7 +82,7 @@ def test_without_eviction_it_is_the_models_own_cache(family: str) -> None:
     assert far(torch.cat([*outs, answer], 1), whole[:, SINKS:]) <= CLOSE
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH)
 def test_one_layer_after_eviction_equals_scratch_on_what_is_kept(family: str) -> None:
     """With one layer, cached keys depend on nothing that was evicted: the result must be exact."""
     model = tiny_text_model(family, layers=1)
@@ -94,7 +94,7 @@ def test_one_layer_after_eviction_equals_scratch_on_what_is_kept(family: str) ->
     assert far(ask(model, cache), whole[:, -ASK:]) <= CLOSE
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH)
 def test_text_graduates_to_the_prefix_and_the_oldest_of_it_is_trimmed(family: str) -> None:
     model = tiny_text_model(family, layers=1)
     cache = start(model, Budget(tokens=SINKS + 3 * N + 6, text=6))
@@ -113,7 +113,7 @@ def test_text_graduates_to_the_prefix_and_the_oldest_of_it_is_trimmed(family: st
     assert far(ask(model, cache), whole[:, -ASK:]) <= CLOSE
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH)
 def test_rebasing_changes_nothing(family: str) -> None:
     model = tiny_text_model(family)
     budget = SINKS + 4 * N
@@ -124,7 +124,7 @@ def test_rebasing_changes_nothing(family: str) -> None:
     assert far(torch.cat(a, 1), torch.cat(b, 1)) <= CLOSE
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH)
 def test_evicted_pictures_that_are_retrieved_answer_as_if_never_evicted(family: str) -> None:
     model = tiny_text_model(family)
     cache = start(model, Budget(tokens=400))

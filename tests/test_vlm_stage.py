@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import numpy as np
 import pytest
-from fakes import Collected, FakeContext, feed
+from fakes import Collected, FakeContext
 from numpy.typing import NDArray
 from penstock.models.scene_reporter import SceneReporter
 from penstock.pipeline.clock import SECOND, ManualClock
@@ -51,10 +51,10 @@ class Camera:
             self.clock.time += EVERY
             picture = i420_from_rgb(image) if i420 else image
             frame = VideoFrame(pts=self.clock.time, image=picture, format="i420" if i420 else "rgb24")
-            asyncio.run(feed(self.stage, "video", frame, self.out))
+            self.stage.process("video", frame, self.out)
 
     def ask(self, text: str) -> str:
-        asyncio.run(feed(self.stage, "ask", TokenFrame(pts=self.clock.time, text=text), self.out))
+        self.stage.process("ask", TokenFrame(pts=self.clock.time, text=text), self.out)
         answer = self.out.of("answer")[-1]
         assert answer.end
         assert answer.epoch == 3

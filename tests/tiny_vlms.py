@@ -8,6 +8,8 @@ import pytest
 import torch
 
 FAMILIES = ("qwen2_5_vl", "smolvlm", "qwen3_vl", "llava_ov", "gemma3")
+# three axes of position, and a rope for each kind of layer: the other three are like one of these
+EACH = [f if f in ("qwen2_5_vl", "gemma3") else pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES]
 WIDTH = 64
 
 
