@@ -12,16 +12,16 @@ import asyncio
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from penstock.pipeline.clock import MS, NEVER, SECOND, LoopClock
+from penstock.pipeline.clock import MS, NEVER, SECOND, LoopClock, MonotonicClock
 from penstock.pipeline.degrade import parse_ladder
 from penstock.pipeline.node_pool import NodePool
 from penstock.pipeline.pool_plan import BatchPlan, PoolPlan
 from penstock.pipeline.pool_threads import SimulatedDriver
 from penstock.pipeline.pools import DevicePool
-from penstock.pipeline.rows import Again, Demand, Row
+from penstock.pipeline.rows import Again, Demand, ModelSpec, Row
 from penstock.pipeline.stage import Dropped
 from penstock.pipeline.virtual_loop import run_virtual
 from report import line, note, percentile
@@ -288,6 +288,52 @@ def overload(seconds: float, seeds: Sequence[int]) -> dict[str, float]:
     return summary
 
 
+# ---------------------------------------------------------------- what a row costs, in real time
+
+
+def picture_model() -> Picture:
+    return Picture()
+
+
+class Picture:
+    """Gives a picture back: all that is measured is the way there and back."""
+
+    def batch_key(self, row: Row) -> tuple[int, ...]:
+        return row.payload.shape
+
+    def forward(self, rows: Sequence[Row]) -> list[Any]:
+        return [row.payload for row in rows]
+
+    def commit(self, row: Row, result: Any) -> Any:
+        row.state["previous"] = result
+        return result
+
+
+async def overhead(kind: Literal["thread", "process"], shape: tuple[int, ...], rows: int) -> float:
+    """ms per row: one after the other, its picture and its state of the same size there and back."""
+    clock = MonotonicClock()
+    device = DevicePool("b", PoolPlan(kind=kind, workers=1), clock)
+    await device.rows.load(ModelSpec("picture", "pools:picture_model"))
+    x, state = np.zeros(shape, np.uint8), dict[str, Any]()
+    times: list[float] = []
+    for _ in range(rows):
+        start = clock.now()
+        await device.rows.run("picture", Row(x, state=state, session="s", epoch=0))
+        times.append((clock.now() - start) / MS)
+    device.close()
+    return percentile(times, 0.5)
+
+
+def overheads(rows: int) -> dict[str, float]:
+    summary: dict[str, float] = {}
+    for kind in ("thread", "process"):
+        for shape in ((256, 256, 3), (480, 640, 3)):
+            ms = asyncio.run(overhead(kind, shape, rows))
+            line(figure="row_overhead", kind=kind, shape=shape, p50_ms=round(ms, 3), rows=rows)
+            summary[f"{kind}_row_ms_{shape[0]}p"] = round(ms, 3)
+    return summary
+
+
 def main() -> None:
     full = "--full" in sys.argv
     seconds, seeds = (60.0, range(8)) if full else (60.0, range(1))
@@ -307,6 +353,8 @@ def main() -> None:
     summary = latencies(seconds, list(seeds))
     note("overload …")
     summary |= overload(seconds, list(seeds))
+    note("overhead …")
+    summary |= overheads(1000 if full else 200)
     line(area="pools", **summary)
 
 

@@ -45,8 +45,8 @@ class PoolPlan(BaseModel):
 
     @property
     def threads(self) -> int:
-        """Threads for calls. Two at least: one wedged call must not stop every session."""
-        return self.workers if self.workers and self.kind == "thread" else max(2, os.cpu_count() or 2)
+        """Threads for calls. More than cores: all sessions share them, and calls cannot be interrupted."""
+        return self.workers if self.workers and self.kind == "thread" else max(8, 2 * (os.cpu_count() or 2))
 
     @property
     def row_workers(self) -> int:

@@ -11,7 +11,7 @@ from functools import partial
 from .clock import Clock, MonotonicClock
 from .pool_seams import Commit, Turns
 from .rows import ModelSpec, Row, RowModel
-from .thread_pool import ThreadPool
+from .thread_pool import SPARES, WEDGED, ThreadPool
 
 
 class ThreadBackend:
@@ -68,15 +68,20 @@ class ThreadDriver:
         self._loader = ThreadPool(f"{threads.name}-load", 1, clock)
         self._clock: Clock = clock or MonotonicClock()
         self._workers = workers
-        self._active = 0
+        self._turns = 0
+        self._active: dict[int, int] = {}  # turn → when it began
         self._lock = threading.Lock()
 
     def kick(self, pool: Turns) -> None:
         with self._lock:
-            if self._active >= self._workers or not pool.waiting:
+            lost = self._clock.now() - WEDGED
+            sound = sum(began >= lost for began in self._active.values())
+            if sound >= self._workers or len(self._active) >= SPARES * self._workers or not pool.waiting:
                 return
-            self._active += 1
-        self._threads.post(partial(self._turn, pool), pool.next_deadline)
+            self._turns += 1
+            turn = self._turns
+            self._active[turn] = self._clock.now()
+        self._threads.post(partial(self._turn, pool, turn), pool.next_deadline)
 
     async def blocking(self, work: Callable[[], None]) -> None:
         await self._loader.call(work)  # seconds of loading must not stand before other sessions' rows
@@ -92,7 +97,9 @@ class ThreadDriver:
         forward()
         return self._clock.now() - start
 
-    def _turn(self, pool: Turns) -> None:
+    def _turn(self, pool: Turns, turn: int) -> None:
+        with self._lock:
+            self._active[turn] = self._clock.now()
         seen = pool.pushes
         batch = pool.take()
         if batch is not None:
@@ -100,7 +107,7 @@ class ThreadDriver:
                 self.kick(pool)  # rows that could not join: another worker may be free
             pool.execute(batch)
         with self._lock:
-            self._active -= 1
+            del self._active[turn]
         # what came since `take` found all workers active; what a batch left behind waits for this one
         if batch is not None or pool.pushes != seen:
             self.kick(pool)

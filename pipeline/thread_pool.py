@@ -15,10 +15,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from .clock import NEVER, Clock, MonotonicClock
+from .clock import NEVER, SECOND, Clock, MonotonicClock
 from .stage import DeadlineMissed, StageError
 
 T = TypeVar("T")
+
+WEDGED = 30 * SECOND  # a call that runs for so long is given up for lost: another thread takes its place
+SPARES = 3  # times `workers` threads at most, wedged ones included
 
 
 @dataclass(slots=True)
@@ -55,6 +58,7 @@ class ThreadPool:
         self._heap: list[tuple[int, int, _Job]] = []
         self._order = itertools.count()  # first come first served among equal deadlines
         self._threads: list[threading.Thread] = []
+        self._began: dict[int, int] = {}  # thread → when its present call began
         self._closed = False
 
     async def call(self, fn: Callable[..., T], *args: object, deadline: int = NEVER) -> T:
@@ -89,12 +93,16 @@ class ThreadPool:
                 return False
             heapq.heappush(self._heap, (job.deadline, next(self._order), job))
             self.stats.waiting = len(self._heap)
-            if len(self._threads) < self.workers and self.stats.running + len(self._heap) > len(
-                self._threads
-            ):
+            free = len(self._threads) - len(self._began)
+            if len(self._heap) > free and self._may_spawn():
                 self._spawn()
             self._ready.notify()
         return True
+
+    def _may_spawn(self) -> bool:
+        lost = self._clock.now() - WEDGED
+        sound = len(self._threads) - sum(began < lost for began in self._began.values())
+        return sound < self.workers and len(self._threads) < SPARES * self.workers
 
     def _spawn(self) -> None:
         name = f"pool-{self.name}-{len(self._threads)}"
@@ -119,9 +127,11 @@ class ThreadPool:
                     _settle(job, None, DeadlineMissed(f"pool {self.name!r}: its turn came too late"))
                     continue
                 self.stats.running += 1
+                self._began[threading.get_ident()] = start
             result, error = _run(job)
             with self._ready:
                 self.stats.running -= 1
+                del self._began[threading.get_ident()]
                 self.stats.busy += self._clock.now() - start
                 if job.future is None:
                     pass  # a turn of the row pool, which counts its rows itself

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from graphs import STAGES, compile_test, sink_of
-from penstock.pipeline.clock import MS, LoopClock, MonotonicClock
+from penstock.pipeline.clock import MS, SECOND, LoopClock, ManualClock, MonotonicClock
 from penstock.pipeline.errors import GraphError
 from penstock.pipeline.frame import Frame, TokenFrame
 from penstock.pipeline.pool_plan import PoolPlan
@@ -254,6 +254,65 @@ def test_no_row_is_slept_over() -> None:
         return total
 
     assert asyncio.run(main()) == 500
+
+
+def test_a_wedged_call_gives_its_place_to_another_thread() -> None:
+    async def main() -> list[int]:
+        clock, stuck = ManualClock(), threading.Event()
+        threads = ThreadPool("t", 1, clock)
+        begun, loop = asyncio.Event(), asyncio.get_running_loop()
+
+        def work() -> bool:
+            loop.call_soon_threadsafe(begun.set)
+            return stuck.wait()
+
+        wedged = asyncio.create_task(threads.call(work))
+        await begun.wait()
+        clock.time += 31 * SECOND
+        async with asyncio.timeout(30):
+            got = [await threads.call(lambda: 1), await threads.call(lambda: 2)]
+        stuck.set()
+        assert await wedged
+        threads.close()
+        return got
+
+    assert asyncio.run(main()) == [1, 2]
+
+
+def test_a_wedged_forward_does_not_stop_the_others() -> None:
+    class Stuck(Counting):
+        def forward(self, rows: Sequence[Row]) -> list[Any]:
+            if rows[0].session == "evil":
+                loop.call_soon_threadsafe(begun.set)
+                stuck.wait()
+            return super().forward(rows)
+
+    stuck, begun = threading.Event(), asyncio.Event()
+    loop: asyncio.AbstractEventLoop
+
+    async def main() -> list[int]:
+        nonlocal loop
+        loop, clock = asyncio.get_running_loop(), ManualClock()
+        threads = ThreadPool("t", 1, clock)
+        pools = Pools(clock, lambda _threads, n: ThreadDriver(threads, n, clock))
+        pool = pools.get("main", PoolPlan(workers=1))
+        name = pool.rows.adopt(Stuck(), "s")
+
+        def run(session: str) -> Any:
+            return pool.rows.run(name, Row({"n": 1}, state={"sum": 0}, session=session, epoch=0))
+
+        wedged = asyncio.create_task(run("evil"))
+        await begun.wait()
+        clock.time += 31 * SECOND
+        async with asyncio.timeout(30):
+            got = [await run("a"), await run("b")]
+        stuck.set()
+        got.append(await wedged)
+        pools.close()
+        threads.close()
+        return got
+
+    assert asyncio.run(main()) == [1, 1, 1]
 
 
 # ---------------------------------------------------------------- YAML
