@@ -6,6 +6,7 @@ CATALOG = {
     "agent.commands": "agent:CommandsAgent",
     "tts.stream": "tts:StreamTts",
     "video.overlay": "overlay:CaptionOverlay",
+    "diffusion.stream": "diffusion:DiffusionStream",
     "video.restyle": "restyle:Restyle",
     "video.look": "look:Look",
     "vlm.stream": "vlm:VlmStream",

@@ -1,0 +1,365 @@
+"""diffusion.stream: live parameters, mailbox, warming, overload, pause, and what cameras can do wrong."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+import torch
+from fakes import Collected, FakeContext, InlinePool, feed
+from penstock.models.restyle_net import RestyleNet
+from penstock.models.restyle_prompt import SIZE
+from penstock.pipeline.clock import MS, NEVER, SECOND, ManualClock
+from penstock.pipeline.frame import Gap, VideoFrame
+from penstock.pipeline.pixels import i420_from_rgb
+from penstock.pipeline.stage import DeadlineMissed, SetParams, StageError
+from penstock.stages.diffusion import DiffusionOptions, DiffusionParams, DiffusionStream
+from safetensors.torch import save_file
+
+torch.set_num_threads(1)
+T = TypeVar("T")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    net = RestyleNet(SIZE)
+    state = {k: (v + 0.03 * torch.randn_like(v)).contiguous() for k, v in net.state_dict().items()}
+    path = tmp_path_factory.mktemp("weights") / "random.safetensors"
+    save_file(state, path)
+    return path
+
+
+class Rig:
+    """A stage with the engine's part played by hand."""
+
+    def __init__(
+        self, weights: Path, *, realtime: bool = True, pool: InlinePool | None = None, **params: Any
+    ) -> None:
+        self.clock = ManualClock()
+        self.ctx = FakeContext(self.clock, realtime=realtime)
+        if pool is not None:
+            self.ctx.pool = lambda name=None: pool  # type: ignore[method-assign, assignment]
+        options = DiffusionOptions(weights=weights, side=64, engine="torch", device="cpu", precision="fp32")
+        params = {"follow_motion": False, "skip_still": False, **params}
+        self.stage = DiffusionStream(options, DiffusionParams(**params))
+        self.stage.ctx = self.ctx
+        self.out = Collected()
+
+    async def start(self) -> None:
+        await self.stage.setup()
+        await self.rest()
+
+    async def rest(self) -> None:
+        """Let the worker do all there is to do."""
+        for _ in range(50):
+            await asyncio.sleep(0)
+
+    async def show(self, image: np.ndarray[Any, Any], *, step_ms: int = 33, deadline: int = NEVER) -> None:
+        self.clock.time += step_ms * MS
+        await feed(
+            self.stage, "video", VideoFrame(pts=self.clock.now(), image=image, deadline=deadline), self.out
+        )
+        await self.rest()
+
+    async def set(self, **values: Any) -> None:
+        await self.stage.control(SetParams(values))
+
+    @property
+    def shown(self) -> list[VideoFrame]:
+        return self.out.of("video")
+
+
+def play(rig: Rig, scenario: Callable[[Rig], Any]) -> Rig:
+    async def run() -> None:
+        await rig.start()
+        try:
+            await scenario(rig)
+        finally:
+            await rig.stage.close()
+
+    asyncio.run(run())
+    return rig
+
+
+def picture(seed: int = 0, height: int = 48, width: int = 64) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def test_pictures_come_out_drawn_with_their_own_times(weights: Path) -> None:
+    async def scenario(rig: Rig) -> None:
+        for i in range(4):
+            await rig.show(picture(i))
+
+    rig = play(Rig(weights, prompt="neon"), scenario)
+    assert [f.pts for f in rig.shown] == [33 * MS * i for i in range(1, 5)]
+    assert all(f.image.shape == (48, 64, 3) for f in rig.shown)
+    assert not np.array_equal(rig.shown[0].image, picture(0))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_a_new_prompt_shows_within_two_frames_without_a_stall(weights: Path, steps: int) -> None:
+    def run(prompt: str) -> list[VideoFrame]:
+        async def scenario(rig: Rig) -> None:
+            for _ in range(4):
+                await rig.show(picture())
+            await rig.set(prompt=prompt)
+            for _ in range(4):
+                await rig.show(picture())
+
+        return play(Rig(weights, prompt="pencil", steps=steps), scenario).shown
+
+    kept, changed = run("pencil"), run("neon cyan")
+    assert len(kept) == len(changed) == 8
+    differ = [not np.array_equal(a.image, b.image) for a, b in zip(kept, changed, strict=True)]
+    assert differ[:4] == [False] * 4
+    assert all(differ[5:])  # the second picture after the change at the latest
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"negative_prompt": "oil"},
+        {"strength": 0.3},
+        {"steps": 3},
+        {"guidance": 2.0},
+        {"seed": 9},
+        {"blend_prompt": "oil", "blend": 0.5},
+    ],
+)
+def test_every_parameter_changes_the_picture_while_it_runs(weights: Path, change: dict[str, Any]) -> None:
+    async def scenario(rig: Rig) -> None:
+        for _ in range(6):
+            await rig.show(picture())
+        await rig.set(**change)
+        for _ in range(4):
+            await rig.show(picture())
+
+    rig = play(Rig(weights, prompt="neon", guidance=1.5, steps=2), scenario)
+    assert len(rig.shown) == 10
+    assert not np.array_equal(rig.shown[5].image, rig.shown[9].image)
+
+
+def test_strength_zero_gives_the_camera_picture_back(weights: Path) -> None:
+    rig = play(Rig(weights, prompt="neon", strength=0.0), lambda r: r.show(picture(3)))
+    assert np.array_equal(rig.shown[0].image, picture(3))
+
+
+class SlowPool(InlinePool):
+    """Work waits until it is let go."""
+
+    def __init__(self) -> None:
+        self.gate = asyncio.Event()
+
+    async def call(self, fn: Callable[..., T], *args: object, deadline: int = NEVER) -> T:
+        await self.gate.wait()
+        return fn(*args)
+
+
+def test_pictures_pass_through_while_the_model_warms_up(weights: Path) -> None:
+    async def run() -> None:
+        pool = SlowPool()
+        rig = Rig(weights, pool=pool, prompt="neon")
+        await rig.start()
+        await rig.show(picture(1))
+        assert np.array_equal(rig.shown[0].image, picture(1))
+        pool.gate.set()
+        await rig.rest()
+        await rig.show(picture(1))
+        assert not np.array_equal(rig.shown[1].image, picture(1))
+        assert [e for e, _ in rig.ctx.events] == ["diffusion.ready"]
+        await rig.stage.close()
+
+    asyncio.run(run())
+
+
+def test_the_mailbox_keeps_the_newest_only(weights: Path) -> None:
+    async def run() -> None:
+        pool = SlowPool()
+        pool.gate.set()
+        rig = Rig(weights, pool=pool, prompt="neon")
+        await rig.start()
+        pool.gate.clear()
+        for i in range(10):  # 120 fps, say, while one picture is being drawn
+            await rig.show(picture(i), step_ms=8)
+        pool.gate.set()
+        await rig.rest()
+        assert [f.pts for f in rig.shown] == [8 * MS, 80 * MS]
+        assert rig.stage.replaced == 8
+        await rig.stage.close()
+
+    asyncio.run(run())
+
+
+class LatePool(InlinePool):
+    """Misses every deadline while told to."""
+
+    late = False
+
+    async def call(self, fn: Callable[..., T], *args: object, deadline: int = NEVER) -> T:
+        if self.late and deadline != NEVER:
+            raise DeadlineMissed("late")
+        return fn(*args)
+
+
+def test_overload_takes_fewer_steps_then_passes_through_then_comes_back(weights: Path) -> None:
+    pool = LatePool()
+
+    async def scenario(rig: Rig) -> None:
+        async def run_for(frames: int) -> int:
+            before = len(rig.shown)
+            for _ in range(frames):
+                await rig.show(picture(), deadline=rig.clock.now() + SECOND)
+            return len(rig.shown) - before
+
+        assert await run_for(4) == 4
+        pool.late = True
+        assert await run_for(6) == 0
+        assert [f["now"] for e, f in rig.ctx.events if e == "diffusion.overloaded"] == [
+            "one step",
+            "passthrough",
+        ]
+        assert await run_for(5) == 5
+        assert all(np.array_equal(f.image, picture()) for f in rig.shown[-5:])
+        pool.late = False
+        rig.clock.time += 2 * SECOND
+        assert await run_for(3) == 3
+        assert not any(np.array_equal(f.image, picture()) for f in rig.shown[-3:])
+
+    play(Rig(weights, pool=pool, prompt="neon", steps=2), scenario)
+
+
+def test_a_late_picture_is_not_shown(weights: Path) -> None:
+    async def run() -> None:
+        pool = SlowPool()
+        pool.gate.set()
+        rig = Rig(weights, pool=pool, prompt="neon")
+        await rig.start()
+        pool.gate.clear()
+        await rig.show(picture(), deadline=rig.clock.now() + 100 * MS)
+        rig.clock.time += SECOND
+        pool.gate.set()
+        await rig.rest()
+        assert rig.shown == []
+        assert rig.stage.late == 1
+        await rig.stage.close()
+
+    asyncio.run(run())
+
+
+def test_after_a_pause_nothing_old_is_shown(weights: Path) -> None:
+    async def scenario(rig: Rig) -> None:
+        for i in range(3):
+            await rig.show(picture(i))
+        await rig.set(paused=True)
+        for i in range(3, 6):
+            await rig.show(picture(i))
+        assert len(rig.shown) == 3
+        await rig.set(paused=False)
+        await rig.show(picture(9))
+
+    rig = play(Rig(weights, prompt="oil", steps=2), scenario)
+    fresh = play(Rig(weights, prompt="oil", steps=2), lambda r: r.show(picture(9)))
+    assert len(rig.shown) == 4
+    assert np.array_equal(rig.shown[3].image, fresh.shown[0].image)  # nor does anything old shine through
+
+
+def test_a_still_scene_rests_and_new_parameters_wake_it(weights: Path) -> None:
+    async def scenario(rig: Rig) -> None:
+        for _ in range(6):
+            await rig.show(picture())
+        assert rig.stage.skipped == 5
+        assert np.array_equal(rig.shown[0].image, rig.shown[5].image)
+        await rig.set(prompt="neon")
+        await rig.show(picture())
+        assert not np.array_equal(rig.shown[5].image, rig.shown[6].image)
+
+    rig = play(Rig(weights, prompt="oil", skip_still=True), scenario)
+    assert len(rig.shown) == 7
+
+
+def test_odd_sizes_and_a_size_that_changes(weights: Path) -> None:
+    sizes = [(48, 64), (47, 63), (1, 1), (720, 16), (33, 100), (48, 64)]
+
+    async def scenario(rig: Rig) -> None:
+        for height, width in sizes:
+            await rig.show(picture(0, height, width))
+
+    rig = play(Rig(weights, prompt="neon", steps=2), scenario)
+    assert [(f.height, f.width) for f in rig.shown] == sizes
+
+
+def test_black_pictures_one_fps_and_i420(weights: Path) -> None:
+    async def scenario(rig: Rig) -> None:
+        for _ in range(3):
+            await rig.show(np.zeros((48, 64, 3), np.uint8), step_ms=1000)
+        rig.clock.time += 33 * MS
+        frame = VideoFrame(pts=rig.clock.now(), image=i420_from_rgb(picture()), format="i420")
+        await feed(rig.stage, "video", frame, rig.out)
+        await rig.rest()
+
+    rig = play(Rig(weights, prompt="oil", steps=4), scenario)
+    assert len(rig.shown) == 4  # at 1 fps too, each picture is finished before the next comes
+    assert rig.shown[3].image.shape == (48, 64, 3)
+
+
+def test_a_long_gap_forgets_the_scene_before(weights: Path) -> None:
+    async def scenario(rig: Rig) -> None:
+        for i in range(4):
+            await rig.show(picture(i))
+        now = rig.clock.now()
+        rig.stage.gap("video", Gap(pts=now, until=now + 10 * SECOND), rig.out)
+        await rig.show(picture(9))
+
+    rig = play(Rig(weights, prompt="oil"), scenario)
+    fresh = play(Rig(weights, prompt="oil"), lambda r: r.show(picture(9)))
+    assert np.array_equal(rig.shown[4].image, fresh.shown[0].image)
+
+
+def test_ten_thousand_characters_of_prompt(weights: Path) -> None:
+    long = play(Rig(weights, prompt="neon glow " * 1000), lambda r: r.show(picture()))
+    short = play(Rig(weights, prompt="neon glow"), lambda r: r.show(picture()))
+    assert np.array_equal(long.shown[0].image, short.shown[0].image)
+
+
+def test_in_a_file_run_every_picture_is_drawn_in_order(weights: Path) -> None:
+    async def scenario(rig: Rig) -> None:
+        for i in range(5):
+            await rig.show(picture(i))
+        await rig.stage.finish(rig.out)
+
+    rig = play(Rig(weights, realtime=False, prompt="oil", steps=3), scenario)
+    assert [f.pts for f in rig.shown] == [33 * MS * i for i in range(1, 6)]
+
+
+def test_a_broken_checkpoint_is_told_in_words_to_the_supervisor(weights: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(weights.read_bytes()[:5000])
+
+    async def run() -> None:
+        rig = Rig(broken, prompt="oil")
+        await rig.start()
+        with pytest.raises(StageError, match=r"node: .*broken.safetensors is no readable safetensors file"):
+            await rig.show(picture())
+        await rig.stage.close()
+        rig = Rig(broken, realtime=False)
+        with pytest.raises(StageError, match="broken"):
+            await rig.start()
+        await rig.stage.close()
+
+    asyncio.run(run())
+
+
+def test_unknown_models_and_impossible_combinations_are_named(weights: Path) -> None:
+    for options, words in (
+        (DiffusionOptions(model="dreamer"), "unknown model 'dreamer'; there are: tiny-restyle"),
+        (DiffusionOptions(engine="onnx", precision="bf16"), "engine onnx runs fp32 on the cpu"),
+    ):
+        rig = Rig(weights, realtime=False)
+        rig.stage.options = options
+        with pytest.raises(StageError, match=words):
+            asyncio.run(rig.stage.setup())
