@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return write_checkpoint(tmp_path_factory.mktemp("turbo"))
 
 
+@cache
 def model_of(folders: tuple[Path, Path], guidance: Guidance = "self") -> StreamBatch:
     return load_stream_batch(*folders, guidance=guidance)
 
@@ -159,7 +161,7 @@ class Counting:
 def test_guidance_costs_n_n_plus_one_and_two_n_rows(
     folders: tuple[Path, Path], guidance: Guidance, gamma: float, rows: int
 ) -> None:
-    model = model_of(folders, guidance)
+    model = load_stream_batch(*folders, guidance=guidance)
     counting = Counting(model._unet)  # pyright: ignore[reportPrivateUsage]
     model._unet = counting  # pyright: ignore[reportPrivateUsage]
     wish = Settings("a", "b", strength=0.8, steps=4, guidance=gamma)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +32,6 @@ from ..restyle_prompt import INKS, MODIFIERS, PHRASES, SIZE, padded, read
 from . import scenes, teachers
 
 FRAMES = 3
-SINGLES = 0.6  # share of the time for single pictures
 _POOL = 400  # stills kept and cut again: drawing them costs more than a teacher's picture of them
 # harder ones more often, from the errors of earlier runs
 _OFTEN: dict[str, float] = {
@@ -39,7 +39,12 @@ _OFTEN: dict[str, float] = {
     **{"identity": 0.7, "sepia": 0.6, "night": 0.6, "noir": 0.8, "thermal": 0.8},
 }
 _STYLES = tuple(teachers.TEACHERS)
-_SHARE = np.array([_OFTEN.get(s, 1.0) for s in _STYLES])
+
+
+def shares(focus: Sequence[str]) -> NDArray[np.float64]:
+    """How often each style is asked for; those in focus four times as often."""
+    often = np.array([_OFTEN.get(s, 1.0) * (4 if s in focus else 1) for s in _STYLES])
+    return often / often.sum()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +57,11 @@ class Wish:
     modifiers: tuple[str, ...] = ()
 
 
-def wish(rng: np.random.Generator) -> Wish:
+def wish(rng: np.random.Generator, share: NDArray[np.float64]) -> Wish:
     """A random prompt; one of twenty is empty."""
     if rng.random() < 0.05:
         return Wish("", "identity")
-    style = str(rng.choice(_STYLES, p=_SHARE / _SHARE.sum()))
+    style = str(rng.choice(_STYLES, p=share))
     words = str(rng.choice(PHRASES[style])).split()
     ink = str(rng.choice(INKS)) if style in teachers.INKED and rng.random() < 0.4 else None
     modifiers = tuple(str(m) for m in rng.choice(MODIFIERS, int(rng.random() < 0.3)))
@@ -80,7 +85,7 @@ def _tensor(frames: list[list[NDArray[np.float32]]]) -> Tensor:
     return torch.from_numpy(stacked).permute(0, 1, 4, 2, 3) * 2 - 1
 
 
-def batch(rng: np.random.Generator, count: int, size: int) -> Batch:
+def batch(rng: np.random.Generator, count: int, size: int, often: NDArray[np.float64]) -> Batch:
     """`count` random clips of `FRAMES` frames."""
     inner = slice(scenes.MARGIN, scenes.MARGIN + size)
     seen: list[list[NDArray[np.float32]]] = []
@@ -90,9 +95,9 @@ def batch(rng: np.random.Generator, count: int, size: int) -> Batch:
     pans: list[tuple[int, int] | None] = []
     for _ in range(count):
         clip = scenes.clip(rng, size, FRAMES)
-        a = wish(rng)
+        a = wish(rng, often)
         share = float(rng.uniform(0.2, 0.8)) if rng.random() < 0.08 else 0.0
-        b = wish(rng) if share else a
+        b = wish(rng, often) if share else a
         noise = 0.0 if rng.random() < 0.3 else float(rng.uniform(0, 0.04))
         results: list[NDArray[np.float32]] = []
         for frame in clip.frames:
@@ -113,8 +118,9 @@ def batch(rng: np.random.Generator, count: int, size: int) -> Batch:
 class Singles:
     """Batches of single pictures: as many styles as rows."""
 
-    def __init__(self, rng: np.random.Generator, size: int) -> None:
+    def __init__(self, rng: np.random.Generator, size: int, often: NDArray[np.float64]) -> None:
         self._rng = rng
+        self._often = often
         self._size = size
         self._pool: list[NDArray[np.float32]] = []
 
@@ -143,7 +149,7 @@ class Singles:
         drawn: list[NDArray[np.float32]] = []
         ids: list[list[int]] = []
         for _ in range(count):
-            image, w = self._cut(), wish(rng)
+            image, w = self._cut(), wish(rng, self._often)
             level = 0.0 if rng.random() < 0.3 else float(rng.uniform(0, 0.04))
             drawn.append(teachers.apply(image, w.style, w.ink, w.modifiers)[inner, inner])
             seen.append(scenes.sensor(rng, image[inner, inner], level))
@@ -158,7 +164,11 @@ class Singles:
             return x + amount * torch.randn(x.shape, generator=noise)
 
         base = torch.cat([source[:half], rough(target)[half:]])
-        before = rough(target) * (torch.rand(count, 1, 1, 1, generator=noise) > 0.5)
+        # the frame before: none, in place, or moved on since, which teaches not to copy it blindly
+        dy, dx = (int(v) for v in rng.integers(-6, 7, 2))
+        moved = torch.rand(count, 1, 1, 1, generator=noise) < 0.6
+        before = torch.where(moved, torch.roll(target, (dy, dx), (-2, -1)), target)
+        before = rough(before) * (torch.rand(count, 1, 1, 1, generator=noise) > 0.35)
         s = sigma[:, None, None, None]
         noisy = (1 - s) * base + s * torch.randn(base.shape, generator=noise)
         return picture_loss(net(noisy, source, before, sigma, net.encode(torch.tensor(ids))), target)
@@ -224,8 +234,21 @@ def write(net: RestyleNet, path: Path, dtype: torch.dtype) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def train(minutes: float, out: Path, *, size: int, count: int, seed: int, rate: float) -> RestyleNet:
-    """Train for `minutes` of wall-clock time; checkpoints beside `out`, from which the next call goes on."""
+def train(
+    minutes: float,
+    out: Path,
+    *,
+    size: int,
+    count: int,
+    seed: int,
+    rate: float,
+    singles: float = 0.6,
+    focus: Sequence[str] = (),
+) -> RestyleNet:
+    """Train for `minutes` of wall-clock time; checkpoints beside `out`, from which the next call goes on.
+
+    singles: the share of the time for single pictures; the rest goes to unrolled clips.
+    """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     noise = torch.Generator().manual_seed(seed)
@@ -240,20 +263,21 @@ def train(minutes: float, out: Path, *, size: int, count: int, seed: int, rate: 
     with Progress(*columns) as bar:
         task = bar.add_task("train", total=minutes * 60, at="")
         step, smooth, saved, used = 0, 1.0, 0.0, 0.0
-        singles = Singles(rng, size)
+        often = shares(focus)
+        alone = Singles(rng, size, often)
         data: Batch | None = None
         while used < minutes * 60:
             done = used / (minutes * 60)
             for group in optimizer.param_groups:
                 group["lr"] = rate * min(1, (step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * done)) + 1e-5
             optimizer.zero_grad()
-            if done < SINGLES:
-                first = singles.loss(net, 16, noise)
+            if done < singles:
+                first = alone.loss(net, 16, noise)
                 first.backward()
                 loss = float(first.detach())
             else:
                 if data is None or step % 2 == 0:  # each batch twice, with other noise: half the drawing
-                    data = batch(rng, count, size)
+                    data = batch(rng, count, size, often)
                 loss = unroll(net, data, noise)
             torch.nn.utils.clip_grad_norm_(net.parameters(), 0.5)
             if loss < 3 * smooth:  # without norms a step from an outlier can throw the whole stack off
@@ -288,10 +312,21 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rate", type=float, default=1.5e-3)
+    parser.add_argument("--singles", type=float, default=0.6, help="share of the time for single pictures")
+    parser.add_argument("--focus", default="", help="styles that need more, by commas")
     args = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    net = train(args.minutes, args.out, size=args.size, count=args.batch, seed=args.seed, rate=args.rate)
+    net = train(
+        args.minutes,
+        args.out,
+        size=args.size,
+        count=args.batch,
+        seed=args.seed,
+        rate=args.rate,
+        singles=args.singles,
+        focus=args.focus.split(","),
+    )
     print(f"{args.out}  sha256 {write(net, args.out, torch.float16)}")
 
 
