@@ -1,0 +1,1 @@
+"""Seeded recipes that make the small weights in `models/data`, and fine-tune larger ones."""

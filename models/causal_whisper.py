@@ -1,0 +1,239 @@
+"""Whisper with a block-causal encoder: what has been encoded never changes, so it is never encoded again.
+
+A frame attends to its own block and to all before it; blocks are as in `BlockPlan`. One set of weights serves
+many streams: all state is in `EncoderState`, and rows of different streams share the matrix products.
+
+Source: Whisper (arXiv 2212.04356); block-causal fine-tuning: CarelessWhisper (arXiv 2508.12301).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .attention_kv import Block, KvBuffer
+from .conv_stream import ConvFront, MelQueue
+from .whisper_dims import BlockPlan, WhisperDims
+
+
+def sinusoids(length: int, width: int) -> Tensor:
+    """Whisper's encoder positions: (length, width), sines then cosines."""
+    step = math.log(10_000) / (width // 2 - 1)
+    scale = torch.exp(-step * torch.arange(width // 2))
+    angle = torch.arange(length)[:, None] * scale[None]
+    return torch.cat([angle.sin(), angle.cos()], 1)
+
+
+@dataclass(slots=True)
+class EncoderState:
+    """One stream's place in the encoder."""
+
+    queue: MelQueue
+    layers: list[KvBuffer]
+    at: int = 0  # frames since the window began
+
+
+@dataclass(slots=True)
+class TextRow:
+    """Tokens of one stream for the decoder, from position `start` on; `past` and `audio` are its caches."""
+
+    tokens: Sequence[int]
+    start: int
+    past: list[KvBuffer]  # self-attention, one a layer
+    audio: list[KvBuffer]  # cross-attention, one a layer
+    audio_end: int  # positions of `audio` that may be seen end here, scratch included
+    audio_begin: int = 0
+    attention: list[Tensor] = field(default_factory=list[Tensor])  # (H, n, A) of the upper layers
+
+
+class Encoder(ConvFront):
+    """Mel frames → states of 20 ms. `step` over blocks equals `forward` over the whole."""
+
+    positional_embedding: Tensor  # (n_audio_ctx, D)
+
+    def __init__(self, dims: WhisperDims) -> None:
+        super().__init__(dims.n_mels, dims.n_audio_state)
+        self.dims = dims
+        self.register_buffer("positional_embedding", sinusoids(dims.n_audio_ctx, dims.n_audio_state))
+        self.blocks = nn.ModuleList(
+            Block(dims.n_audio_state, dims.n_audio_head) for _ in range(dims.n_audio_layer)
+        )
+        self.ln_post = nn.LayerNorm(dims.n_audio_state)
+
+    def start(self, plan: BlockPlan) -> EncoderState:
+        """State of a stream that begins now, with buffers for the plan's window."""
+        dims, like = self.dims, self.conv1.weight
+        capacity = dims.n_audio_ctx if plan.left is None else 2 * plan.left + plan.first
+        width = dims.n_audio_state // dims.n_audio_head
+        layers = [
+            KvBuffer.empty(dims.n_audio_head, capacity, width, like) for _ in range(dims.n_audio_layer)
+        ]
+        return EncoderState(self.init_state(), layers)
+
+    def step(self, states: Sequence[EncoderState], n: int, plan: BlockPlan) -> Tensor:
+        """The next `n` frames of each stream: (B, n, D). Changes nothing but scratch; see `commit`."""
+        windows = torch.stack([s.queue.window(n, plan.lookahead) for s in states])
+        first = torch.tensor([s.queue.first for s in states], device=windows.device)
+        x = ConvFront.forward(self, windows, first)  # (B, n, D)
+        size = self.positional_embedding.shape[0]
+        where = torch.stack([torch.arange(s.at, s.at + n) % size for s in states]).to(x.device)
+        x = (x + self.positional_embedding[where]).flatten(0, 1)  # (B·n, D)
+        spans = [(i * n, i * n + n) for i in range(len(states))]
+        no_mask = [-1] * len(states)
+        for index, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            h = block.attn_ln(x)
+            k, v = block.attn.keys_values(h)  # (H, B·n, Dh)
+            views: list[tuple[Tensor, Tensor]] = []
+            for (a, b), state in zip(spans, states, strict=True):
+                kv = state.layers[index]
+                kv.put(k[:, a:b], v[:, a:b], kv.fill)
+                begin = 0 if plan.left is None else max(0, kv.fill - plan.left)
+                views.append(kv.view(begin, kv.fill + n))
+            x = x + block.attn.packed(h, spans, views, no_mask)
+            x = x + block.mlp(block.mlp_ln(x))
+        return self.ln_post(x).unflatten(0, (len(states), n))
+
+    def commit(self, state: EncoderState, n: int, plan: BlockPlan) -> None:
+        """Take over what `step` left in the scratch."""
+        state.queue.drop(n)
+        state.at += n
+        for kv in state.layers:
+            kv.advance(n)
+            if plan.left is not None and kv.fill + plan.first > kv.capacity:
+                kv.shift(plan.left)
+
+    def forward(self, mel: Tensor, plan: BlockPlan) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Reference and training: (B, M, 2T) whole windows → (B, T, D), T ≤ n_audio_ctx without a left window."""
+        frames = mel.shape[-1] // 2
+        x = self.front(mel, plan)
+        size = self.positional_embedding.shape[0]
+        x = x + self.positional_embedding[torch.arange(frames, device=x.device) % size]
+        mask = block_mask(frames, plan).to(x.device)
+        for block in self.blocks:
+            x = block(x, mask)
+        return self.ln_post(x)
+
+    def front(self, mel: Tensor, plan: BlockPlan) -> Tensor:
+        """Both convolutions over whole windows, each block with the right edge that it sees live."""
+        padded = F.pad(mel, (2, 1))  # frame i is at i + 2
+        out: list[Tensor] = []
+        for begin, end in plan.bounds(mel.shape[-1] // 2):
+            stop = 2 * end + 2 + plan.lookahead
+            window = F.pad(padded[..., 2 * begin : stop], (0, 1 - plan.lookahead))
+            first = torch.full((mel.shape[0],), begin == 0, device=mel.device)
+            out.append(ConvFront.forward(self, window, first))
+        return torch.cat(out, 1)
+
+
+def block_mask(frames: int, plan: BlockPlan) -> Tensor:
+    """(T, T), True where row may see column."""
+    mask = torch.zeros(frames, frames, dtype=torch.bool)
+    for begin, end in plan.bounds(frames):
+        mask[begin:end, 0 if plan.left is None else max(0, begin - plan.left) : end] = True
+    return mask
+
+
+class Decoder(nn.Module):
+    """Tokens and audio states → logits."""
+
+    def __init__(self, dims: WhisperDims) -> None:
+        super().__init__()
+        self.dims = dims
+        width = dims.n_text_state
+        self.token_embedding = nn.Embedding(dims.n_vocab, width)
+        self.positional_embedding = nn.Parameter(torch.zeros(dims.n_text_ctx, width))
+        self.blocks = nn.ModuleList(
+            Block(width, dims.n_text_head, cross=True) for _ in range(dims.n_text_layer)
+        )
+        self.ln = nn.LayerNorm(width)
+        self.head: nn.Module | None = None  # an int8 copy of the embedding takes its place here
+
+    def start(self, capacity: int) -> list[KvBuffer]:
+        """Empty buffers for `capacity` positions, one a layer."""
+        dims = self.dims
+        width = dims.n_text_state // dims.n_text_head
+        like = self.token_embedding.weight
+        return [KvBuffer.empty(dims.n_text_head, capacity, width, like) for _ in range(dims.n_text_layer)]
+
+    def hear(self, audio: Tensor, caches: Sequence[list[KvBuffer]]) -> None:
+        """Write the cross-attention keys and values of new states (B, n, D) into each stream's scratch."""
+        for index, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            assert block.cross_attn is not None
+            k, v = block.cross_attn.keys_values(audio)  # (B, H, n, Dh)
+            for r, cache in enumerate(caches):
+                cache[index].put(k[r], v[r], cache[index].fill)
+
+    def step(self, rows: Sequence[TextRow], *, align: bool = False) -> Tensor:
+        """All rows' tokens in one forward → hidden states (N, D), row after row. Writes `past` beyond `start`.
+
+        With `align`, each row's `attention` gets the cross-attention of the upper half of the layers.
+        """
+        device = self.token_embedding.weight.device
+        ids = torch.tensor([t for row in rows for t in row.tokens], device=device)
+        places = torch.tensor([row.start + i for row in rows for i in range(len(row.tokens))], device=device)
+        x = self.token_embedding(ids) + self.positional_embedding[places]  # (N, D)
+        spans: list[tuple[int, int]] = []
+        at = 0
+        for row in rows:
+            spans.append((at, at + len(row.tokens)))
+            at += len(row.tokens)
+        starts = [row.start for row in rows]
+        no_mask = [-1] * len(rows)
+        for index, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            assert block.cross_attn is not None
+            assert block.cross_attn_ln is not None
+            h = block.attn_ln(x)
+            k, v = block.attn.keys_values(h)
+            views: list[tuple[Tensor, Tensor]] = []
+            for (a, b), row in zip(spans, rows, strict=True):
+                row.past[index].put(k[:, a:b], v[:, a:b], row.start)
+                views.append(row.past[index].view(0, row.start + b - a))
+            x = x + block.attn.packed(h, spans, views, starts)
+            heard = [row.audio[index].view(row.audio_begin, row.audio_end) for row in rows]
+            keep = [row.attention for row in rows] if align and 2 * index >= len(self.blocks) - 1 else None
+            x = x + block.cross_attn.packed(block.cross_attn_ln(x), spans, heard, no_mask, keep)
+            x = x + block.mlp(block.mlp_ln(x))
+        return self.ln(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(R, D) → (R, V), float32."""
+        if self.head is not None:
+            return self.head(hidden)
+        return F.linear(hidden, self.token_embedding.weight).float()
+
+    def forward(self, tokens: Tensor, audio: Tensor, audio_mask: Tensor | None = None) -> Tensor:
+        """Reference and training: (B, T), (B, S, D), (B, 1, T or 1, S) → logits (B, T, V)."""
+        n = tokens.shape[1]
+        x = self.token_embedding(tokens) + self.positional_embedding[:n]
+        mask = torch.ones(n, n, dtype=torch.bool, device=x.device).tril()
+        for block in self.blocks:
+            x = block(x, mask, audio, audio_mask)
+        return self.logits(self.ln(x))
+
+
+class CausalWhisper(nn.Module):
+    """Encoder and decoder; parameter names as in OpenAI's checkpoints."""
+
+    def __init__(self, dims: WhisperDims) -> None:
+        super().__init__()
+        self.dims = dims
+        self.encoder = Encoder(dims)
+        self.decoder = Decoder(dims)
+
+    @classmethod
+    def random(cls, dims: WhisperDims, seed: int = 0) -> CausalWhisper:
+        """Untrained weights, for benchmarks and tests: it says nothing sensible."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = cls(dims)
+            nn.init.normal_(model.decoder.positional_embedding, std=0.01)
+            nn.init.normal_(model.decoder.token_embedding.weight, std=0.05)
+        return model.eval()
