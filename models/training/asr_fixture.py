@@ -9,7 +9,6 @@ Seeded; one thread; needs libflite.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from pathlib import Path
@@ -17,12 +16,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.progress import Progress
-from safetensors.torch import save_file
+from safetensors.torch import load_file
 from torch import nn
 
+from .. import whisper_loader
 from ..causal_whisper import CausalWhisper
 from ..log_mel import LogMel
 from ..whisper_dims import BlockPlan, WhisperDims
+from ..whisper_loader import Checkpoint
 from .aligned import Aligned, collate, loss
 from .command_speech import WORDS, Sample, corpus
 
@@ -40,7 +41,7 @@ DIMS = WhisperDims(
 )
 EOT, SOT = len(WORDS), len(WORDS) + 1
 PLAN = BlockPlan(chunk=15, first=30)
-OUT = Path(__file__).parents[1] / "data" / "asr_fixture.safetensors"
+OUT = whisper_loader.FIXTURE
 _BATCH = 16
 _RATE = 2e-3
 _WARM = 60  # steps
@@ -62,9 +63,17 @@ def initial(seed: int) -> tuple[CausalWhisper, nn.Linear]:
     return model, nn.Linear(DIMS.n_audio_state, len(WORDS) + 1)
 
 
-def train(items: list[Aligned], steps: int, seconds: float, seed: int = 0) -> CausalWhisper:
-    """Train for `steps`, or until `seconds` of this thread's CPU time are used up; the rate falls by either."""
+def train(
+    items: list[Aligned], steps: int, seconds: float, seed: int = 0, start: Path | None = None
+) -> CausalWhisper:
+    """Train for `steps`, or until `seconds` of this thread's CPU time are used up; the rate falls by either.
+
+    `start`: go on from the weights of an earlier run.
+    """
     model, ctc = initial(seed)
+    if start is not None:
+        weights16 = load_file(start)
+        model.load_state_dict({k: v.float() for k, v in weights16.items()}, strict=False)
     weights = [*model.parameters(), *ctc.parameters()]
     optimiser = torch.optim.AdamW(weights, lr=_RATE, betas=(0.9, 0.98), weight_decay=0.02)
     rng = np.random.default_rng(seed)
@@ -95,20 +104,9 @@ def train(items: list[Aligned], steps: int, seconds: float, seed: int = 0) -> Ca
 
 
 def save(model: CausalWhisper, path: Path) -> None:
-    """fp16 safetensors with shape, words and plan in the header."""
-    state = {k: v.half().contiguous() for k, v in model.state_dict().items() if k != _POSITIONS}
-    dims = {name: getattr(DIMS, name) for name in DIMS.__dataclass_fields__}
-    meta = {
-        "format": "penstock.whisper",
-        "dims": json.dumps(dims),
-        "plan": json.dumps({"chunk": PLAN.chunk, "first": PLAN.first, "lookahead": PLAN.lookahead}),
-        "words": json.dumps(WORDS),
-    }
-    path.parent.mkdir(exist_ok=True)
-    save_file(state, path, metadata=meta)
-
-
-_POSITIONS = "encoder.positional_embedding"  # a formula, not worth storing
+    """fp16, with shape, words and plan in the header."""
+    state = {k: v.half() for k, v in model.state_dict().items()}
+    whisper_loader.save(Checkpoint(DIMS, state, PLAN, tuple(WORDS)), path)
 
 
 def main() -> None:
@@ -116,12 +114,14 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=6.0, help="CPU minutes of training")
     parser.add_argument("--steps", type=int, default=1400)
     parser.add_argument("--utterances", type=int, default=2400)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--start", type=Path, help="go on from these weights")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     torch.set_num_threads(1)
     mel = LogMel(DIMS.n_mels)
-    items = [aligned(s, mel) for s in corpus(1, options.utterances)]
-    model = train(items, options.steps, options.minutes * 60)
+    items = [aligned(s, mel) for s in corpus(options.seed, options.utterances)]
+    model = train(items, options.steps, options.minutes * 60, options.seed, options.start)
     save(model, options.out)
     print(f"{options.out}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters")
 

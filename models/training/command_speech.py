@@ -25,7 +25,7 @@ class Sample:
     ends: tuple[float, ...]
 
 
-def phrase(rng: np.random.Generator, longest: int = 14) -> list[str]:
+def phrase(rng: np.random.Generator, longest: int = 12) -> list[str]:
     """Words in random order: nothing but the sound says which comes next. Short phrases are more frequent."""
     count = 1 + int(longest * rng.beta(1.1, 2.2))
     return [str(w) for w in rng.choice(WORDS, count)]
@@ -37,7 +37,7 @@ def sample(rng: np.random.Generator, words: list[str]) -> Sample:
     if list(spoken.words) != words:
         raise ValueError(f"the voice reads {' '.join(words)!r} as {' '.join(spoken.words)!r}")
     pcm, ends = spoken.pcm, np.array(spoken.ends)
-    speed = rng.uniform(0.88, 1.12)
+    speed = rng.uniform(0.93, 1.07)
     at = np.arange(0, len(pcm) - 1, speed)
     pcm = np.interp(at, np.arange(len(pcm)), pcm).astype(np.float32)
     ends = ends / speed
@@ -51,7 +51,7 @@ def sample(rng: np.random.Generator, words: list[str]) -> Sample:
     pcm = pcm[: int(MAX_S * RATE_HZ)]
     kept = [i for i, end in enumerate(ends) if end < len(pcm) / RATE_HZ - 0.1]
     level = 10 ** rng.uniform(-0.9, 0.2)
-    noise = rng.normal(size=len(pcm)) * 10 ** rng.uniform(-4.5, -2.6)
+    noise = rng.normal(size=len(pcm)) * 10 ** rng.uniform(-4.5, -3.0)
     loud = np.clip(pcm * level + noise, -1, 1).astype(np.float32)
     return Sample(loud, tuple(words[i] for i in kept), tuple(float(ends[i]) for i in kept))
 

@@ -1,0 +1,230 @@
+"""One listener: PCM with capture times in; partial words, final words and ends of turns out.
+
+The work between is a row: `ready` says that a block waits, `AsrRows.forward` does blocks of many sessions in one
+go, `AsrRows.commit` gives a session's events. `push` does all three for one session.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .log_mel import HOP, RATE_HZ, LogMel, LogMelState
+from .speech_gate import SpeechGate
+from .whisper_stream import Heard, StreamWord, WhisperStream, WhisperStreamer
+
+SECOND = 1_000_000_000
+_FRAME_NS = SECOND // 50
+_JITTER = SECOND // 16  # pts off by less are the clock's; by more, samples are missing
+_FILL = SECOND // 2  # a hole up to this is filled with silence; a longer one ends the turn
+_PRE_ROLL = 40  # mel frames kept from before speech was noticed
+
+
+@dataclass(frozen=True, slots=True)
+class AsrEvent:
+    """What a listener learns. `partial` replaces the last one and holds no committed words; `commit` is final
+    and never taken back; `endpoint` closes a turn, with all of its text."""
+
+    kind: Literal["partial", "commit", "endpoint"]
+    text: str
+    begin: int  # ns, capture time
+    end: int  # ns
+    turn: int
+    heard: int  # ns, capture time of the last sample that led to this: `heard - end` is the words' latency
+
+
+class AsrRows:
+    """The recogniser as pools see it; shared by all sessions."""
+
+    def __init__(self, streamer: WhisperStreamer) -> None:
+        self.streamer = streamer
+        self.mel = LogMel(streamer.model.dims.n_mels)
+
+    def batch_key(self, session: AsrSession) -> Hashable:
+        assert session.stream is not None
+        return self.streamer.batch_key(session.stream)
+
+    def forward(self, sessions: Sequence[AsrSession]) -> list[Heard]:
+        """The next block of each; equal keys only. Changes no session."""
+        return self.streamer.forward([s.stream for s in sessions if s.stream is not None])
+
+    def commit(self, session: AsrSession, heard: Heard) -> list[AsrEvent]:
+        """Take a result over."""
+        return session.take(heard)
+
+
+class AsrSession:
+    """State of one stream. Not for several threads at once."""
+
+    def __init__(self, rows: AsrRows, *, endpoint_ms: int = 700, gated: bool = True) -> None:
+        """`endpoint_ms`: silence that ends a turn. Not `gated`: `voice` is told by a detector, or always on."""
+        if not 100 <= endpoint_ms <= 10_000:
+            raise ValueError(f"endpoint of {endpoint_ms} ms is not possible; it has 100 to 10000 ms")
+        self.rows = rows
+        self.gate = SpeechGate(endpoint_ms // 10) if gated else None
+        self.stream: WhisperStream | None = None  # only while somebody speaks
+        self.turn = 0
+        self._mel = LogMelState()
+        self._roll = torch.zeros(rows.mel.n_mels, 0)  # mel before speech
+        self._anchor: int | None = None  # pts of sample 0
+        self._samples = 0
+        self._frames = 0  # mel frames made so far
+        self._origin = 0  # mel frame that the stream's frame 0 begins at
+        self._said: list[AsrEvent] = []
+        self._partial = ""
+        self._ending = False  # the turn is over once the stream has heard what waits
+
+    # ------------------------------------------------------------ audio
+
+    def push(self, pcm: NDArray[np.float32], pts: int) -> list[AsrEvent]:
+        """(S,) mono float32 at 16 kHz in −1…1, captured from `pts` ns on. Raises: ValueError."""
+        events = self.feed(pcm, pts)
+        while self.ready:
+            events.extend(self.rows.commit(self, self.rows.forward([self])[0]))
+            events.extend(self.settle())
+        return events
+
+    def feed(self, pcm: NDArray[np.float32], pts: int) -> list[AsrEvent]:
+        """Take samples without running the model; events are those of a hole in time, or of a silence."""
+        if pcm.ndim != 1 or pcm.dtype != np.float32:
+            raise ValueError(f"pcm is {pcm.dtype} of shape {pcm.shape}; accepted: float32 of one dimension, 16 kHz")
+        if not np.isfinite(pcm).all():
+            raise ValueError("pcm holds NaN or infinity; accepted: samples in −1…1")
+        events: list[AsrEvent] = []
+        if self._anchor is None:
+            self._anchor = pts
+        hole = pts - self._now()
+        if hole > _FILL or hole < -_JITTER:
+            events = self.finish()
+            self._mel = LogMelState(loudest=self._mel.loudest)
+            self._anchor = pts - (self._frames * HOP) * SECOND // RATE_HZ
+            self._samples = self._frames * HOP
+        elif hole > _JITTER:
+            pcm = np.concatenate([np.zeros(hole * RATE_HZ // SECOND, np.float32), pcm])
+        self._samples += len(pcm)
+        mel = self.rows.mel.step(torch.from_numpy(np.clip(pcm, -1, 1)), self._mel)
+        self._hear(mel)
+        return events + self.settle()
+
+    def voice(self, speaking: bool) -> list[AsrEvent]:
+        """What a detector says (sessions that are not `gated`)."""
+        if speaking and self.stream is None:
+            self._begin()
+        elif not speaking and self.stream is not None:
+            self._ending = True
+        return self.settle()
+
+    @property
+    def ready(self) -> bool:
+        """A block waits to be heard."""
+        return self.stream is not None and self.rows.streamer.ready(self.stream)
+
+    def settle(self) -> list[AsrEvent]:
+        """Close the turn when it has ended and all whole blocks are heard."""
+        if not self._ending or self.ready:
+            return []
+        return self.finish()
+
+    def finish(self) -> list[AsrEvent]:
+        """The media ends here, or a turn does: hear what is left of a block, then all words are final."""
+        events: list[AsrEvent] = []
+        self._ending = False
+        if self.stream is None:
+            return events
+        streamer, stream = self.rows.streamer, self.stream
+        while self.ready:
+            events.extend(self.take(self.rows.forward([self])[0]))
+        queue = stream.encoder.queue
+        missing = 2 + 2 * streamer.plan.block(stream.encoder.at) + streamer.plan.lookahead - queue.frames.shape[1]
+        if queue.frames.shape[1] > 2:
+            quiet = float(queue.frames[:, 2:].min())
+            queue.push(torch.full((self.rows.mel.n_mels, missing), quiet))
+            events.extend(self.take(streamer.forward([stream])[0], everything=True))
+        else:
+            events.extend(self._events(streamer.finish(stream), ""))
+        if self._said:
+            text = " ".join(e.text for e in self._said)
+            first, last = self._said[0], self._said[-1]
+            events.append(AsrEvent("endpoint", text, first.begin, last.end, self.turn, self._now()))
+            self.turn += 1
+        elif self._partial:
+            events.append(AsrEvent("partial", "", self._now(), self._now(), self.turn, self._now()))
+        self.stream, self._said, self._partial = None, [], ""
+        return events
+
+    def take(self, heard: Heard, *, everything: bool = False) -> list[AsrEvent]:
+        """A block's result → events."""
+        assert self.stream is not None
+        words = self.rows.streamer.commit(self.stream, heard, everything=everything)
+        return self._events(words, self.rows.streamer.pending(self.stream))
+
+    def snapshot(self) -> AsrSession:
+        """A copy that goes on from here by itself, with the same weights."""
+        memo: dict[int, object] = {id(self.rows): self.rows}
+        return copy.deepcopy(self, memo)
+
+    # ------------------------------------------------------------ inside
+
+    def _hear(self, mel: Tensor) -> None:
+        """New mel frames: to the stream while somebody speaks, else to the pre-roll."""
+        if self.gate is None:
+            self._frames += mel.shape[1]
+            self._store(mel)
+            return
+        begin = 0
+        for i in range(mel.shape[1]):
+            was = self.gate.speaking
+            now = self.gate.step(mel[:, i])
+            if was != now:
+                self._frames += i + 1 - begin
+                self._store(mel[:, begin : i + 1])
+                begin = i + 1
+                if now and self.stream is None:
+                    self._begin()
+                self._ending = not now
+        self._frames += mel.shape[1] - begin
+        self._store(mel[:, begin:])
+
+    def _store(self, mel: Tensor) -> None:
+        if self.stream is not None:
+            self.stream.encoder.queue.push(mel)
+        else:
+            self._roll = torch.cat([self._roll, mel], 1)[:, -_PRE_ROLL:]
+
+    def _begin(self) -> None:
+        """Somebody speaks: a new window, from a little before it was noticed."""
+        self.stream = self.rows.streamer.start()
+        self.stream.encoder.queue.push(self._roll)
+        self._origin = self._frames - self._roll.shape[1]
+        self._roll = self._roll[:, :0]
+        self._ending = False
+
+    def _now(self) -> int:
+        """Capture time of the end of the last sample."""
+        return (self._anchor or 0) + self._samples * SECOND // RATE_HZ
+
+    def _pts(self, frame: int) -> int:
+        """Capture time of a frame of the stream."""
+        return (self._anchor or 0) + (self._origin * HOP) * SECOND // RATE_HZ + frame * _FRAME_NS
+
+    def _events(self, words: Sequence[StreamWord], pending: str) -> list[AsrEvent]:
+        assert self.stream is not None
+        out: list[AsrEvent] = []
+        now = self._now()
+        if words:
+            text = " ".join(w.text for w in words)
+            begin, end = self._pts(words[0].begin), min(now, self._pts(words[-1].end))
+            out.append(AsrEvent("commit", text, min(begin, end), end, self.turn, now))
+            self._said.extend(out)
+        if pending != self._partial or (words and pending):
+            begin = min(now, self._pts(self.stream.last_end))
+            out.append(AsrEvent("partial", pending, begin, now, self.turn, now))
+        self._partial = pending
+        return out
