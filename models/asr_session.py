@@ -24,6 +24,7 @@ SECOND = 1_000_000_000
 _FRAME_NS = SECOND // 50
 _JITTER = SECOND // 16  # pts off by less are the clock's; by more, samples are missing
 _FILL = SECOND // 2  # a hole up to this is filled with silence; a longer one ends the turn
+_STEP = 320  # samples
 _PRE_ROLL = 40  # mel frames kept from before speech was noticed
 
 
@@ -74,7 +75,8 @@ class AsrSession:
         self._mel = LogMelState()
         self._roll = torch.zeros(rows.mel.n_mels, 0)  # mel before speech
         self._anchor: int | None = None  # pts of sample 0
-        self._samples = 0
+        self._rest = np.zeros(0, np.float32)  # samples not yet used
+        self._samples = 0  # used so far
         self._frames = 0  # mel frames made so far
         self._origin = 0  # mel frame that the stream's frame 0 begins at
         self._said: list[AsrEvent] = []
@@ -85,33 +87,46 @@ class AsrSession:
 
     def push(self, pcm: NDArray[np.float32], pts: int) -> list[AsrEvent]:
         """(S,) mono float32 at 16 kHz in −1…1, captured from `pts` ns on. Raises: ValueError."""
-        events = self.feed(pcm, pts)
+        events = [*self.feed(pcm, pts), *self.pump()]
         while self.ready:
             events.extend(self.rows.commit(self, self.rows.forward([self])[0]))
-            events.extend(self.settle())
+            events.extend(self.pump())
         return events
 
     def feed(self, pcm: NDArray[np.float32], pts: int) -> list[AsrEvent]:
-        """Take samples without running the model; events are those of a hole in time, or of a silence."""
+        """Take samples; then `pump` until nothing is `ready`. Events are those of a turn that a hole has ended."""
         if pcm.ndim != 1 or pcm.dtype != np.float32:
-            raise ValueError(f"pcm is {pcm.dtype} of shape {pcm.shape}; accepted: float32 of one dimension, 16 kHz")
+            raise ValueError(
+                f"pcm is {pcm.dtype} of shape {pcm.shape}; accepted: float32 of one dimension, 16 kHz"
+            )
         if not np.isfinite(pcm).all():
             raise ValueError("pcm holds NaN or infinity; accepted: samples in −1…1")
         events: list[AsrEvent] = []
         if self._anchor is None:
             self._anchor = pts
-        hole = pts - self._now()
+        hole = pts - self._now() - len(self._rest) * SECOND // RATE_HZ
         if hole > _FILL or hole < -_JITTER:
             events = self.finish()
-            self._mel = LogMelState(loudest=self._mel.loudest)
-            self._anchor = pts - (self._frames * HOP) * SECOND // RATE_HZ
+            self._mel, self._rest = LogMelState(loudest=self._mel.loudest), self._rest[:0]
             self._samples = self._frames * HOP
+            self._anchor = pts - self._samples * SECOND // RATE_HZ
         elif hole > _JITTER:
             pcm = np.concatenate([np.zeros(hole * RATE_HZ // SECOND, np.float32), pcm])
-        self._samples += len(pcm)
-        mel = self.rows.mel.step(torch.from_numpy(np.clip(pcm, -1, 1)), self._mel)
-        self._hear(mel)
-        return events + self.settle()
+        self._rest = np.concatenate([self._rest, pcm.clip(-1, 1)])
+        return events
+
+    def pump(self) -> list[AsrEvent]:
+        """Go on until a block is `ready` or the samples are used up. In steps of one size, whatever was fed."""
+        events: list[AsrEvent] = []
+        while not self.ready:
+            if self._ending:
+                events.extend(self.finish())
+            if len(self._rest) < _STEP:
+                break
+            step, self._rest = self._rest[:_STEP], self._rest[_STEP:]
+            self._samples += _STEP
+            self._hear(self.rows.mel.step(torch.from_numpy(step), self._mel))
+        return events
 
     def voice(self, speaking: bool) -> list[AsrEvent]:
         """What a detector says (sessions that are not `gated`)."""
@@ -119,30 +134,28 @@ class AsrSession:
             self._begin()
         elif not speaking and self.stream is not None:
             self._ending = True
-        return self.settle()
+        return self.pump()
 
     @property
     def ready(self) -> bool:
         """A block waits to be heard."""
         return self.stream is not None and self.rows.streamer.ready(self.stream)
 
-    def settle(self) -> list[AsrEvent]:
-        """Close the turn when it has ended and all whole blocks are heard."""
-        if not self._ending or self.ready:
-            return []
-        return self.finish()
-
     def finish(self) -> list[AsrEvent]:
         """The media ends here, or a turn does: hear what is left of a block, then all words are final."""
         events: list[AsrEvent] = []
         self._ending = False
+        if self.gate is not None:
+            self.gate.rest()
         if self.stream is None:
             return events
         streamer, stream = self.rows.streamer, self.stream
         while self.ready:
             events.extend(self.take(self.rows.forward([self])[0]))
         queue = stream.encoder.queue
-        missing = 2 + 2 * streamer.plan.block(stream.encoder.at) + streamer.plan.lookahead - queue.frames.shape[1]
+        missing = (
+            2 + 2 * streamer.plan.block(stream.encoder.at) + streamer.plan.lookahead - queue.frames.shape[1]
+        )
         if queue.frames.shape[1] > 2:
             quiet = float(queue.frames[:, 2:].min())
             queue.push(torch.full((self.rows.mel.n_mels, missing), quiet))
@@ -179,9 +192,9 @@ class AsrSession:
             self._store(mel)
             return
         begin = 0
-        for i in range(mel.shape[1]):
+        for i, level in enumerate((mel.mean(0) * 4 - 4).tolist()):  # log10 power
             was = self.gate.speaking
-            now = self.gate.step(mel[:, i])
+            now = self.gate.step(level)
             if was != now:
                 self._frames += i + 1 - begin
                 self._store(mel[:, begin : i + 1])

@@ -37,7 +37,9 @@ class KvBuffer:
         """Write (H, n, Dh) at position `at`, which is `fill` or beyond."""
         end = at + k.shape[1]
         if at < self.fill or end > self.capacity:
-            raise ValueError(f"positions {at} to {end} are outside the scratch {self.fill} to {self.capacity}")
+            raise ValueError(
+                f"positions {at} to {end} are outside the scratch {self.fill} to {self.capacity}"
+            )
         self.k[:, at:end] = k
         self.v[:, at:end] = v
 

@@ -70,9 +70,7 @@ class Encoder(ConvFront):
         dims, like = self.dims, self.conv1.weight
         capacity = dims.n_audio_ctx if plan.left is None else 2 * plan.left + plan.first
         width = dims.n_audio_state // dims.n_audio_head
-        layers = [
-            KvBuffer.empty(dims.n_audio_head, capacity, width, like) for _ in range(dims.n_audio_layer)
-        ]
+        layers = [KvBuffer.empty(dims.n_audio_head, capacity, width, like) for _ in range(dims.n_audio_layer)]
         return EncoderState(self.init_state(), layers)
 
     def step(self, states: Sequence[EncoderState], n: int, plan: BlockPlan) -> Tensor:

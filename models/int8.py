@@ -24,7 +24,9 @@ class Int8Linear(nn.Module):
     weight: Tensor  # (Out, In) int8
     scale: Tensor  # (Out,) float32
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None, result: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None = None, result: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
         q, scale = quantize_rows(weight.detach())
         self.register_buffer("weight", q)
@@ -39,7 +41,7 @@ class Int8Linear(nn.Module):
         q, scale = quantize_rows(flat)
         if x.is_cuda and rows < _GPU_ROWS:
             q = torch.cat([q, q.new_zeros(_GPU_ROWS - rows, q.shape[1])])
-        y = torch._int_mm(q, self.weight.t())[:rows].float() * scale * self.scale  # pyright: ignore[reportPrivateUsage]
+        y = torch._int_mm(q, self.weight.t())[:rows].float() * scale * self.scale  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
         if self.bias is not None:
             y = y + self.bias
         return y.to(self.result).reshape(*x.shape[:-1], -1)

@@ -62,7 +62,9 @@ def merge(state: Mapping[str, Tensor], alpha: float | None = None) -> dict[str, 
         layer = name.removesuffix(_A)
         b, weight = state.get(layer + _B), out.get(f"{layer}.weight")
         if b is None or weight is None:
-            raise ValueError(f"the checkpoint has an adapter for {layer!r} but not its {'B' if b is None else 'weight'}")
+            raise ValueError(
+                f"the checkpoint has an adapter for {layer!r} but not its {'B' if b is None else 'weight'}"
+            )
         if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0] or (b.shape[1], a.shape[0]) != weight.shape:
             raise ValueError(
                 f"the adapter of {layer!r} has shapes {tuple(a.shape)} and {tuple(b.shape)}, "

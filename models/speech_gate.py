@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 _OVER = 0.7  # decades (7 dB) above the floor count as active
 _RISE = 0.001  # decades a frame: the floor follows rising noise by 1 decade in 10 s
 _START = -5.0  # log10 power; a floor that is too high at first would miss the first word
@@ -26,9 +24,8 @@ class SpeechGate:
     recent: int = 0  # the last _WINDOW frames, one bit each
     quiet: int = 0  # frames since the last active one
 
-    def step(self, frame: Tensor) -> bool:
-        """One frame (M,) of normalised log-mel → whether somebody speaks."""
-        level = float(frame.mean()) * 4 - 4  # log10 power
+    def step(self, level: float) -> bool:
+        """Mean log10 power of one frame → whether somebody speaks."""
         self.floor = min(self.floor + _RISE, level)
         active = level > self.floor + _OVER
         self.recent = (self.recent << 1 | active) & ((1 << _WINDOW) - 1)
@@ -36,5 +33,9 @@ class SpeechGate:
         if not self.speaking:
             self.speaking = self.recent.bit_count() >= _ACTIVE
         elif self.quiet >= self.hang:
-            self.speaking, self.recent = False, 0
+            self.rest()
         return self.speaking
+
+    def rest(self) -> None:
+        """The turn is over, for whatever reason."""
+        self.speaking, self.recent, self.quiet = False, 0, 0

@@ -64,7 +64,13 @@ def restore(data: bytes, streamer: WhisperStreamer) -> WhisperStream:
 
 
 def _fill(kv: KvBuffer, k: Tensor | None, v: Tensor | None) -> None:
-    if k is None or v is None or k.shape != v.shape or k.shape[::2] != kv.k.shape[::2] or k.shape[1] > kv.capacity:
+    if (
+        k is None
+        or v is None
+        or k.shape != v.shape
+        or k.shape[::2] != kv.k.shape[::2]
+        or k.shape[1] > kv.capacity
+    ):
         raise ValueError(
             f"the snapshot is of another model: a buffer has shape {None if k is None else tuple(k.shape)}, "
             f"this model's {tuple(kv.k.shape)}"

@@ -12,7 +12,9 @@ class WordTokens:
 
     def __init__(self, words: Sequence[str]) -> None:
         if not words or len(set(words)) != len(words):
-            raise ValueError(f"{len(words)} words, {len(set(words))} different; needed: all different, at least one")
+            raise ValueError(
+                f"{len(words)} words, {len(set(words))} different; needed: all different, at least one"
+            )
         self.words = tuple(words)
         self.eot = len(words)
         self.prefix: Sequence[int] = [len(words) + 1]
@@ -51,7 +53,9 @@ class WhisperTokens:
     def _id(ids: dict[str, int], token: str) -> int:
         if token not in ids:
             languages = sorted(t[2:-2] for t in ids if t.startswith("<|") and 4 < len(t) <= 7)
-            raise ValueError(f"the tokenizer has no {token}; languages it has: {', '.join(languages) or 'none'}")
+            raise ValueError(
+                f"the tokenizer has no {token}; languages it has: {', '.join(languages) or 'none'}"
+            )
         return ids[token]
 
     @classmethod
@@ -61,7 +65,9 @@ class WhisperTokens:
 
         file = path / "tokenizer.json" if path.is_dir() else path
         if not file.is_file():
-            raise FileNotFoundError(f"{file} is missing; a Whisper checkpoint needs its tokenizer.json beside it")
+            raise FileNotFoundError(
+                f"{file} is missing; a Whisper checkpoint needs its tokenizer.json beside it"
+            )
         return cls(Tokenizer.from_file(str(file)), language, size)
 
     def decode(self, ids: Sequence[int]) -> str:

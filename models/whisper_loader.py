@@ -84,7 +84,9 @@ def read(source: str | Path) -> Checkpoint:
         text = str(source)
         if re.fullmatch(r"[\w.-]+/[\w.-]+", text):
             return _hugging_face(_pull(text))
-        raise CheckpointError(f"{text!r} is neither a file, a folder nor a hub id such as openai/whisper-tiny")
+        raise CheckpointError(
+            f"{text!r} is neither a file, a folder nor a hub id such as openai/whisper-tiny"
+        )
     if path.is_dir():
         return _hugging_face(path)
     if path.suffix == ".safetensors":
@@ -104,7 +106,11 @@ def build(
     if int8 not in ("none", "head", "all"):
         raise ValueError(f"int8 {int8!r} is not possible; accepted: none, head, all")
     model = CausalWhisper(checkpoint.dims)
-    state = {k: v for k, v in checkpoint.state.items() if k != _POSITIONS or v.shape == model.encoder.positional_embedding.shape}
+    state = {
+        k: v
+        for k, v in checkpoint.state.items()
+        if k != _POSITIONS or v.shape == model.encoder.positional_embedding.shape
+    }
     want = {k: v.shape for k, v in model.state_dict().items()}
     missing = sorted(want.keys() - state.keys() - {_POSITIONS})
     extra = sorted(state.keys() - want.keys())
@@ -165,7 +171,9 @@ def _own(path: Path) -> Checkpoint:
     if meta.get("format") != FORMAT:
         if (path.parent / "config.json").is_file():
             return _hugging_face(path.parent)
-        raise CheckpointError(f"{path}: not {FORMAT} and no config.json beside it; a Whisper folder has both files")
+        raise CheckpointError(
+            f"{path}: not {FORMAT} and no config.json beside it; a Whisper folder has both files"
+        )
     try:
         plan = BlockPlan(**json.loads(meta["plan"])) if "plan" in meta else None
         words = tuple(json.loads(meta.get("words", "[]")))
@@ -178,7 +186,9 @@ def _hugging_face(folder: Path) -> Checkpoint:
     config, weights = folder / "config.json", folder / "model.safetensors"
     for file in (config, weights):
         if not file.is_file():
-            raise CheckpointError(f"{file} is missing; a Whisper folder has config.json and model.safetensors")
+            raise CheckpointError(
+                f"{file} is missing; a Whisper folder has config.json and model.safetensors"
+            )
     c = json.loads(config.read_text())
     if c.get("model_type") != "whisper":
         raise CheckpointError(f"{config}: model_type is {c.get('model_type')!r}; accepted: 'whisper'")
@@ -221,8 +231,10 @@ def _converted(path: Path) -> Checkpoint:
 def _pickled(path: Path) -> Checkpoint:
     try:
         raw: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as e:
-        raise CheckpointError(f"{path}: truncated, or holds more than weights ({str(e).splitlines()[0]})") from e
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as e:
+        raise CheckpointError(
+            f"{path}: truncated, or holds more than weights ({str(e).splitlines()[0]})"
+        ) from e
     keys = set(raw) if isinstance(raw, dict) else set[str]()
     if {"dims", "model_state_dict"} <= keys:
         return Checkpoint(_dims(raw["dims"], path), raw["model_state_dict"] | {})
@@ -274,7 +286,9 @@ def _pull(name: str) -> Path:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     except ModuleNotFoundError as e:
-        raise CheckpointError(f"{name!r} is a hub id; that needs the extra: pip install 'penstock[hub]'") from e
+        raise CheckpointError(
+            f"{name!r} is a hub id; that needs the extra: pip install 'penstock[hub]'"
+        ) from e
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "model.safetensors"]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as e:

@@ -248,8 +248,8 @@ class WhisperStreamer:
         rows, logits = self._read(hyps, crosses, n)
         following: dict[int, Tensor] = {}
         kept: list[list[Tensor]] = []
-        for i, (hyp, l) in enumerate(zip(hyps, logits, strict=True)):
-            following[i] = l[revise(hyp, l, tail=self.tail)]
+        for i, (hyp, row) in enumerate(zip(hyps, logits, strict=True)):
+            following[i] = row[revise(hyp, row, tail=self.tail)]
             last = len(self.tokens.prefix) + len(hyp.tokens)
             kept.append([torch.cat([w[:, :last] for w in rows[i].attention])])
             rows[i].attention.clear()
@@ -285,8 +285,8 @@ class WhisperStreamer:
         out: list[tuple[list[Hypothesis], Tensor | None]] = []
         for texts, cross in zip(beams, crosses, strict=True):
             _, logits = self._read(texts, [cross] * len(texts), n)
-            for hyp, l in zip(texts, logits, strict=True):
-                revise(hyp, l, tail=self.tail, top=self.width)
+            for hyp, row in zip(texts, logits, strict=True):
+                revise(hyp, row, tail=self.tail, top=self.width)
                 hyp.logp = 0.0
             live = list({tuple(h.tokens): h for h in texts}.values())
             self._weigh(live, cross, n)
@@ -294,7 +294,7 @@ class WhisperStreamer:
             longest = max(len(h.tokens) for h in live)
             for _ in range(min(self._new, self._room - longest)):
                 _, logits = self._read(live, [cross] * len(live), n)
-                ends = torch.stack([l[-1] for l in logits])
+                ends = torch.stack([row[-1] for row in logits])
                 more, done = branch(live, ends, self.width, self.tokens.eot)
                 ended.extend(h for _, h in done)
                 live = [h for _, h in more]
@@ -309,11 +309,10 @@ class WhisperStreamer:
 
     def _weigh(self, hyps: Sequence[Hypothesis], cross: list[KvBuffer], n: int) -> None:
         """Set each hypothesis' log-probability of its tokens after the commit line, over all audio so far."""
-        rows, logits = self._read(hyps, [cross] * len(hyps), n)
-        del rows
-        for hyp, l in zip(hyps, logits, strict=True):
-            tail = hyp.tokens[len(hyp.tokens) - (l.shape[0] - 1) :]
-            logp = l.log_softmax(-1)
+        _, logits = self._read(hyps, [cross] * len(hyps), n)
+        for hyp, row in zip(hyps, logits, strict=True):
+            tail = hyp.tokens[len(hyp.tokens) - (row.shape[0] - 1) :]
+            logp = row.log_softmax(-1)
             hyp.logp = sum(float(logp[i, t]) for i, t in enumerate(tail))
 
     # ------------------------------------------------------------ words

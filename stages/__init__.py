@@ -2,6 +2,7 @@
 
 CATALOG = {
     "vad.silero": "vad:SileroVad",
+    "asr.causal": "asr_causal:CausalAsr",
     "asr.pocketsphinx": "asr:PocketSphinxAsr",
     "agent.commands": "agent:CommandsAgent",
     "tts.stream": "tts:StreamTts",

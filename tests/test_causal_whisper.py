@@ -104,7 +104,9 @@ def stream(model: CausalWhisper, mel: Tensor, plan: BlockPlan) -> Tensor:
 
 @torch.no_grad()
 @pytest.mark.parametrize("chunk_ms", [40, 100, 300, 1000])
-@pytest.mark.parametrize("dims", [SMALL, SIZES["tiny"]], ids=["small", "tiny"])
+@pytest.mark.parametrize(
+    "dims", [SMALL, pytest.param(SIZES["tiny"], marks=pytest.mark.slow)], ids=["small", "tiny"]
+)
 def test_streaming_equals_offline_block_causal(chunk_ms: int, dims: WhisperDims) -> None:
     model = CausalWhisper.random(dims)
     plan = BlockPlan.of_ms(chunk_ms)

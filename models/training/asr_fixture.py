@@ -29,7 +29,7 @@ from .command_speech import WORDS, Sample, corpus
 
 DIMS = WhisperDims(
     n_mels=80,
-    n_audio_ctx=400,
+    n_audio_ctx=200,
     n_audio_state=128,
     n_audio_head=4,
     n_audio_layer=2,
@@ -64,11 +64,16 @@ def initial(seed: int) -> tuple[CausalWhisper, nn.Linear]:
 
 
 def train(
-    items: list[Aligned], steps: int, seconds: float, seed: int = 0, start: Path | None = None
+    items: list[Aligned],
+    steps: int,
+    seconds: float,
+    seed: int = 0,
+    start: Path | None = None,
+    keep: Path | None = None,
 ) -> CausalWhisper:
     """Train for `steps`, or until `seconds` of this thread's CPU time are used up; the rate falls by either.
 
-    `start`: go on from the weights of an earlier run.
+    `start`: go on from the weights of an earlier run. `keep`: write them every 100 steps.
     """
     model, ctc = initial(seed)
     if start is not None:
@@ -98,6 +103,8 @@ def train(
             nn.utils.clip_grad_norm_(weights, 1.0)
             optimiser.step()
             progress.update(task, completed=1000 * used, description=f"step {step} loss {value.item():.3f}")
+            if step % 100 == 99 and keep is not None:
+                save(model, keep)  # a run that is broken off can go on from here
             if step % 50 == 0:
                 progress.console.print(f"step {step} used {used:.2f} loss {value.item():.3f}")
     return model.eval()
@@ -121,7 +128,7 @@ def main() -> None:
     torch.set_num_threads(1)
     mel = LogMel(DIMS.n_mels)
     items = [aligned(s, mel) for s in corpus(options.seed, options.utterances)]
-    model = train(items, options.steps, options.minutes * 60, options.seed, options.start)
+    model = train(items, options.steps, options.minutes * 60, options.seed, options.start, options.out)
     save(model, options.out)
     print(f"{options.out}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters")
 

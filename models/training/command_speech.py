@@ -9,11 +9,12 @@ from numpy.typing import NDArray
 
 from .flite_words import RATE_HZ, speak
 
-WORDS = (
+_SAID = (
     "hello stop start help pencil neon cartoon thermal noir pixel watercolor blueprint normal sketch style make "
     "it show me switch to turn on off what do you see time please thanks"
-).split()
-MAX_S = 7.8  # fits the fixture's window of 8 s
+)
+WORDS: list[str] = _SAID.split()
+MAX_S = 3.9  # fits the fixture's window of 4 s
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +26,9 @@ class Sample:
     ends: tuple[float, ...]
 
 
-def phrase(rng: np.random.Generator, longest: int = 12) -> list[str]:
-    """Words in random order: nothing but the sound says which comes next. Short phrases are more frequent."""
-    count = 1 + int(longest * rng.beta(1.1, 2.2))
+def phrase(rng: np.random.Generator, longest: int = 6) -> list[str]:
+    """Words in random order: nothing but the sound says which comes next"""
+    count = int(rng.integers(1, longest + 1))
     return [str(w) for w in rng.choice(WORDS, count)]
 
 
@@ -41,7 +42,7 @@ def sample(rng: np.random.Generator, words: list[str]) -> Sample:
     at = np.arange(0, len(pcm) - 1, speed)
     pcm = np.interp(at, np.arange(len(pcm)), pcm).astype(np.float32)
     ends = ends / speed
-    lead, trail = rng.uniform(0.0, 0.5), rng.uniform(0.25, 1.2)
+    lead, trail = rng.uniform(0.0, 0.5), rng.uniform(0.25, 0.9)
     pcm = np.concatenate([np.zeros(int(lead * RATE_HZ)), pcm, np.zeros(int(trail * RATE_HZ))])
     ends = ends + int(lead * RATE_HZ) / RATE_HZ
     if len(words) > 2 and rng.random() < 0.25:

@@ -81,7 +81,7 @@ def speak(text: str, voice: str = VOICE) -> Spoken:
         wave = flite.utt_wave(utterance).contents
         if wave.sample_rate != RATE_HZ:
             raise ValueError(f"voice {voice!r} speaks at {wave.sample_rate} Hz; needed: {RATE_HZ}")
-        pcm = np.ctypeslib.as_array(wave.samples, (wave.num_samples,)).astype(np.float32) / 32768
+        pcm = np.ctypeslib.as_array(wave.samples, (wave.num_samples,)).astype(np.float32) / np.float32(32768)
         words: list[str] = []
         starts: list[float] = []
         ends: list[float] = []
