@@ -58,6 +58,6 @@ def sample(rng: np.random.Generator, words: list[str]) -> Sample:
 
 
 def corpus(seed: int, count: int) -> list[Sample]:
-    """`count` utterances, always the same for one seed and one version of the voice."""
+    """`count` utterances, the same words and times for one seed; the voice's breath noise is its own."""
     rng = np.random.default_rng(seed)
     return [sample(rng, phrase(rng)) for _ in range(count)]
