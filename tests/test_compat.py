@@ -14,6 +14,7 @@ from typing import Any
 import aioice.ice
 import aiortc.codecs
 import aiortc.codecs.vpx
+import aiortc.rtcdtlstransport
 import aiortc.rtcpeerconnection
 import aiortc.rtp
 import av
@@ -30,6 +31,7 @@ from penstock.transport._compat import (
     encoder_threads,
     host_addresses,
 )
+from penstock.transport.checked_rtp import CheckedRtcpPacket, CheckedRtpPacket
 from penstock.transport.ingress import Decoded, IngressTrack, decode_loop, is_keyframe
 from penstock.transport.receiver import RtpReceiver
 
@@ -39,6 +41,8 @@ def test_ours_stand_in_aiortcs_places():
     assert aiortc.rtcpeerconnection.RTCRtpReceiver is RtpReceiver  # type: ignore[attr-defined]
     assert aiortc.rtcpeerconnection.RemoteStreamTrack is IngressTrack  # type: ignore[attr-defined]
     assert aioice.ice.get_host_addresses is host_addresses
+    assert aiortc.rtcdtlstransport.RtpPacket is CheckedRtpPacket  # type: ignore[attr-defined]
+    assert aiortc.rtcdtlstransport.RtcpPacket is CheckedRtcpPacket  # type: ignore[attr-defined]
     assert aioice.ice.StunProtocol is stamped_socket.StampingProtocol
     assert aioice.ice.Connection.recv is stamped_socket.receive
     assert aiortc.codecs.vpx.number_of_threads is encoder_threads

@@ -13,6 +13,7 @@ from typing import Any
 
 import aioice.ice
 import aiortc.codecs.vpx
+import aiortc.rtcdtlstransport
 import aiortc.rtcpeerconnection
 import aiortc.rtp
 import av
@@ -25,6 +26,7 @@ from aiortc.rtcrtpparameters import RTCRtcpFeedback, RTCRtpHeaderExtensionParame
 from aiortc.rtp import RtcpRtpfbPacket
 
 from . import stamped_socket, twcc
+from .checked_rtp import CheckedRtcpPacket, CheckedRtpPacket
 from .feedback import TRANSPORT_CC
 from .ingress import IngressTrack
 from .receiver import RtpReceiver
@@ -99,6 +101,8 @@ def install() -> None:
     aioice.ice.Connection.recv = stamped_socket.receive
     aiortc.codecs.vpx.number_of_threads = encoder_threads
     aiortc.rtp.compute_audio_level_dbov = audio_level_dbov
+    aiortc.rtcdtlstransport.RtpPacket = CheckedRtpPacket
+    aiortc.rtcdtlstransport.RtcpPacket = CheckedRtcpPacket
     aiortc.rtcpeerconnection.RTCRtpReceiver = RtpReceiver
     aiortc.rtcpeerconnection.RemoteStreamTrack = IngressTrack
     negotiate_transport_cc()

@@ -103,7 +103,8 @@ class CaptureClock:
         assert self._transit.value is not None, "nothing was heard"
         offset = self._transit.value
         if self._wall.value is not None and (shared := self.sender.offset(self)) is not None:
-            offset = self._wall.value + shared
+            # never after its fastest arrival: a report may say what it likes
+            offset = min(offset, self._wall.value + shared)
         if self._applied is None or offset < self._applied or offset - self._applied > STEP:
             self._applied = offset
         self._last = max(self._last, media + self._applied)

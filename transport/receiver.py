@@ -38,6 +38,7 @@ from aiortc.rtp import (
 from aiortc.stats import RTCInboundRtpStreamStats, RTCStatsReport
 
 from ..pipeline.clock import MS, SECOND, LoopClock
+from .checked_rtp import MALFORMED
 from .ingress import ENCODED, IngressTrack, decode_loop
 from .jitter_buffer import EncodedFrame
 from .received_stream import AudioStream, VideoStream
@@ -223,7 +224,7 @@ class RtpReceiver:
             return
         try:
             data = depayload(codec, packet.payload) if packet.payload else b""
-        except ValueError:
+        except (ValueError, *MALFORMED):
             self._count("malformed")
             return
         stream.insert(codec, seq, timestamp, data, bool(packet.marker), arrival, now)

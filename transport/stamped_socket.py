@@ -48,6 +48,15 @@ class StampingProtocol(ice.StunProtocol):
         # after asyncio has set its own; the transport removes ours as it would its own when it closes
         loop.call_soon(self._take_over, loop, transport, sock)
 
+    def datagram_received(self, data: bytes | str, addr: tuple[Any, ...]) -> None:
+        # anybody may send one without any bytes; aiortc would look at its first and close the connection
+        if not data:
+            return
+        try:
+            super().datagram_received(data, addr)
+        except (struct.error, IndexError):
+            return  # a STUN attribute of a wrong length
+
     def _take_over(self, loop: Any, transport: asyncio.BaseTransport, sock: socket.socket) -> None:
         if not transport.is_closing():
             loop._add_reader(sock.fileno(), self._readable, sock)
