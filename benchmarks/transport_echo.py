@@ -77,20 +77,21 @@ class Stamped(MediaStreamTrack):
         super().__init__()
         self.sent: dict[int, float] = {}
         self._count = 0
-        self._start: float | None = None
+        self._start = self._next = 0.0
         y, x = np.mgrid[0:480, 0:640]
         self._scene = (96 + 50 * np.sin(x / 37) + 40 * np.sin(y / 23 + x / 90)).astype(np.uint8)
 
     async def recv(self) -> av.VideoFrame:
-        now = time.perf_counter()
-        self._start = self._start or now
-        await asyncio.sleep(self._start + self._count / FPS - now)
+        # as a camera does: a picture that is not fetched in time is skipped, its timestamp is the true one
+        self._next = max(self._next + 1 / FPS, time.perf_counter())
+        await asyncio.sleep(self._next - time.perf_counter())
+        self._start = self._start or self._next
         image = np.full((720, 640), 128, np.uint8)
         image[:480] = np.roll(self._scene, 2 * self._count, axis=1)
         for k in range(16):
             image[:BLOCK, k * BLOCK : (k + 1) * BLOCK] = 235 if self._count >> k & 1 else 16
         frame = av.VideoFrame.from_ndarray(image, format="yuv420p")
-        frame.pts, frame.time_base = self._count * 90_000 // FPS, Fraction(1, 90_000)
+        frame.pts, frame.time_base = round((self._next - self._start) * 90_000), Fraction(1, 90_000)
         self.sent[self._count] = time.perf_counter()
         self._count += 1
         return frame
