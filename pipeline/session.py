@@ -75,6 +75,11 @@ class Session:
         self._rates: dict[str, NodeRates] = {}
         self._started = clock.now()
 
+    @property
+    def began(self) -> int:
+        """When it started to run, ns on its clock."""
+        return self._started
+
     # ------------------------------------------------------------ life
 
     async def start(self) -> None:

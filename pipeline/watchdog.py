@@ -31,6 +31,7 @@ class LoopWatchdog:
     def __init__(self, lag: int = LAG) -> None:
         self.blocks = 0
         self.longest = 0  # ns
+        self.lag = 0  # ns: how late the last beat was
         self.last = ""  # "s-1/asr in …/asr.py:120 decode", the last culprit
         self._lag = lag
         self._beat = time.monotonic_ns()
@@ -54,12 +55,18 @@ class LoopWatchdog:
         if self._thread is not None:
             self._thread.join(1)
 
+    @property
+    def silent(self) -> int:
+        """ns since the loop's last beat."""
+        return time.monotonic_ns() - self._beat
+
     def _tick(self) -> None:
         now = time.monotonic_ns()
         if self._told:
             self._told = False
             self.longest = max(self.longest, now - self._beat)
             log.warning("the event loop was blocked for %d ms by %s", (now - self._beat) // MS, self.last)
+        self.lag = max(0, now - self._beat - BEAT)
         self._beat = now
         self._handle = asyncio.get_running_loop().call_later(BEAT / SECOND, self._tick)
 

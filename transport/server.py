@@ -21,10 +21,15 @@ from ..pipeline.graph import Plan
 from ..pipeline.pools import Pools
 from ..pipeline.session import Session
 from ..pipeline.stage import StageError
+from ..pipeline.watchdog import LoopWatchdog
 from . import whip
+from .api import Api
+from .desk import Desk
+from .event_bus import EventBus
 from .guard import Guard, is_loopback
 from .live_session import SessionFactory
 from .memory import limit_arenas
+from .metrics import Metrics, PoolLike
 from .sessions import Sessions
 
 log = logging.getLogger(__name__)
@@ -60,12 +65,12 @@ def token_from_environment() -> str | None:
     return None
 
 
-def make_app(sessions: Sessions, host: str, token: str | None) -> web.Application:
+def make_app(sessions: Sessions, api: Api, host: str, token: str | None) -> web.Application:
     """All routes. host: what the app will be bound to."""
     pages = {"/": WEB / "index.html"} | {
         f"/{path.relative_to(WEB).as_posix()}": path for path in sorted(WEB.rglob("*")) if path.is_file()
     }
-    guard = Guard(host, token, frozenset(pages) | {"/health"})
+    guard = Guard(host, token, frozenset(pages) | api.open_paths)
     app = web.Application(middlewares=[guard.middleware], client_max_size=MAX_BODY)
 
     async def page(request: web.Request) -> web.StreamResponse:
@@ -73,21 +78,6 @@ def make_app(sessions: Sessions, host: str, token: str | None) -> web.Applicatio
         if not path.is_file():
             raise web.HTTPNotFound(text="this installation has no page")
         return web.FileResponse(path)
-
-    async def graphs(_: web.Request) -> web.Response:
-        return web.json_response(
-            {
-                "graphs": [
-                    {
-                        "name": name,
-                        "title": plan.title,
-                        "about": plan.about,
-                        "default": name == sessions.default,
-                    }
-                    for name, plan in sessions.graphs.items()
-                ]
-            }
-        )
 
     async def create(request: web.Request) -> web.Response:
         if request.content_type != "application/json":
@@ -115,16 +105,12 @@ def make_app(sessions: Sessions, host: str, token: str | None) -> web.Applicatio
             raise web.HTTPNotFound(text="there is no such session; it may have ended")
         return web.json_response(live.stats())
 
-    async def health(_: web.Request) -> web.Response:
-        return web.json_response({"status": "ok", "sessions": len(sessions.live)})
-
     for path in pages:
         app.router.add_get(path, page)
-    app.router.add_get("/graphs", graphs)
     app.router.add_post("/session", create)
     app.router.add_delete("/session/{id}", end)
     app.router.add_get("/session/{id}/stats", stats)
-    app.router.add_get("/health", health)
+    api.add_routes(app)
     whip.add_routes(app, sessions)
     return app
 
@@ -132,7 +118,16 @@ def make_app(sessions: Sessions, host: str, token: str | None) -> web.Applicatio
 class Server:
     """A server that can be started and stopped; `serve` is the one for command lines."""
 
-    def __init__(self, sessions: Sessions, host: str, port: int, token: str | None = None) -> None:
+    def __init__(
+        self,
+        sessions: Sessions,
+        host: str,
+        port: int,
+        token: str | None = None,
+        *,
+        pools: Callable[[], Mapping[str, PoolLike]] | None = None,
+        watchdog: LoopWatchdog | None = None,
+    ) -> None:
         if not is_loopback(host) and not token:
             raise ServeError(
                 f"--host {host} lets other machines in: set PENSTOCK_TOKEN (or PENSTOCK_TOKEN_FILE) to a "
@@ -141,8 +136,13 @@ class Server:
         self.sessions = sessions
         self.host = host
         self.port = port
+        self.not_ready = ""  # why no session is taken now, for /health/ready
+        self.bus = EventBus(sessions.clock.wall)
+        self.desk = Desk(sessions, self.bus)
+        self.metrics = Metrics(self.desk, pools or dict, watchdog or LoopWatchdog())
+        api = Api(self.desk, self.metrics, lambda: self.not_ready)
         self._runner = web.AppRunner(
-            make_app(sessions, host, token), access_log=None, handle_signals=False, shutdown_timeout=0.5
+            make_app(sessions, api, host, token), access_log=None, handle_signals=False, shutdown_timeout=0.5
         )
 
     @property
@@ -169,7 +169,8 @@ class Server:
         """Stop listening and end all sessions, within about two seconds."""
         for site in list(self._runner.sites):
             await site.stop()
-        await self.sessions.close_all()
+        self.bus.close()
+        await self.desk.close_all()
         await self._runner.cleanup()
 
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from aiohttp import web
 
@@ -37,6 +37,8 @@ class Sessions:
         self.limit = limit
         self.per_client = per_client
         self.live: dict[str, LiveSession] = {}
+        self.opened: Callable[[LiveSession], None] = lambda live: None
+        self.closed: Callable[[LiveSession], None] = lambda live: None
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
 
@@ -72,6 +74,7 @@ class Sessions:
         task = asyncio.create_task(self._keep(live), name=f"{live.id}/keep")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        self.opened(live)
         log.info("session %s: open, graph %s", live.id, graph)
         return live, answer
 
@@ -83,8 +86,13 @@ class Sessions:
             log.exception("session %s failed", live.id)
         finally:
             self.live.pop(live.id, None)
+            self.closed(live)
             if not self.live:
                 await asyncio.get_running_loop().run_in_executor(None, give_back)
+
+    def refuse_new(self) -> None:
+        """Take no more sessions from now on; those that run go on."""
+        self._stopping = True
 
     async def close(self, session_id: str, reason: str) -> None:
         """End one session; nothing happens when it is gone already."""

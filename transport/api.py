@@ -1,0 +1,208 @@
+"""The HTTP API beyond signalling: sessions, graphs, commands, health, metrics, events (docs/api.md).
+
+Every fault of a caller's is a 4xx with `{"error": "…in words…"}`. `/openapi.json` describes all of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from aiohttp import web
+from pydantic import BaseModel, ValidationError
+
+from ..pipeline.clock import MS
+from ..pipeline.graph import Plan
+from ..pipeline.stage import StageError
+from . import api_models as m
+from .desk import Desk, NoSuchSession
+from .event_stream import stream
+from .metrics import CONTENT_TYPE, Metrics
+from .openapi import Route, describe
+
+M = TypeVar("M", bound=BaseModel)
+
+VERSION = "1"
+
+
+class Api:
+    """ready: empty when sessions can be taken, else why not, in words."""
+
+    def __init__(self, desk: Desk, metrics: Metrics, ready: Callable[[], str]) -> None:
+        self.desk = desk
+        self.metrics = metrics
+        self.ready = ready
+        self.routes = self._table()
+
+    def add_routes(self, app: web.Application) -> None:
+        for route in self.routes:
+            app.router.add_route(route.method, route.path, in_words(route.handler))
+
+    @property
+    def open_paths(self) -> frozenset[str]:
+        return frozenset(route.path for route in self.routes if route.open)
+
+    def _table(self) -> list[Route]:
+        events = "text/event-stream"
+        return [
+            Route("GET", "/sessions", "All running sessions.", self.list, m.SessionList),
+            Route(
+                "POST", "/sessions", "Start a graph that needs no client.", self.start, m.Started,
+                m.StartGraph, (404, 409), 201,
+            ),
+            Route("GET", "/sessions/{id}", "One session, its nodes and their parameters.", self.detail, m.SessionDetail),
+            Route("DELETE", "/sessions/{id}", "End a session.", self.end, m.Done),
+            Route("GET", "/sessions/{id}/stats", "Its live figures.", self.stats, m.Figures),
+            Route(
+                "POST", "/sessions/{id}/params", "Change live parameters.", self.params, m.ParamValues,
+                m.NodeParams, (409,),
+            ),
+            Route("POST", "/sessions/{id}/ask", "Put in a line of text, as in chat.", self.ask, m.Done, m.Line, (409,)),
+            Route("POST", "/sessions/{id}/say", "Speak these words.", self.say, m.Done, m.Line, (409,)),
+            Route("POST", "/sessions/{id}/interrupt", "Stop the reply.", self.interrupt, m.Done, m.Interrupt, (409,)),
+            Route("GET", "/graphs", "What this server can run.", self.graphs, m.GraphList),
+            Route("GET", "/graphs/{name}", "One graph, its nodes and their schemas.", self.graph, m.GraphDetail),
+            Route("GET", "/events", "Server-sent events of all sessions.", self.events, events, None, (429,)),
+            Route("GET", "/metrics", "Figures for Prometheus.", self.scrape, "text/plain"),
+            Route("GET", "/health", "Alive, and how busy.", self.live, m.Health, open=True),
+            Route("GET", "/health/live", "Alive.", self.live, m.Health, open=True),
+            Route("GET", "/health/ready", "Are new sessions taken?", self.readiness, m.Health, None, (503,), open=True),
+            Route("GET", "/openapi.json", "This description.", self.openapi, "application/json", open=True),
+        ]  # fmt: skip
+
+    # ------------------------------------------------------------ sessions
+
+    async def list(self, _: web.Request) -> web.Response:
+        return _json({"sessions": [self.desk.summary(live) for live in self.desk.running()]})
+
+    async def start(self, request: web.Request) -> web.Response:
+        body = await read(request, m.StartGraph)
+        if body.graph not in self.desk.graphs:
+            raise web.HTTPNotFound(
+                text=f"unknown graph {body.graph!r}; this server has: {', '.join(self.desk.graphs)}"
+            )
+        live = await self.desk.start(body.graph)
+        return _json({"session": live.id}, 201)
+
+    async def detail(self, request: web.Request) -> web.Response:
+        live = self.desk.find(request.match_info["id"])
+        return _json(self.desk.summary(live) | {"nodes": live.session.describe()})
+
+    async def end(self, request: web.Request) -> web.Response:
+        await self.desk.close(request.match_info["id"])
+        return _json({"ok": True})
+
+    async def stats(self, request: web.Request) -> web.Response:
+        return _json(self.desk.find(request.match_info["id"]).stats())
+
+    async def params(self, request: web.Request) -> web.Response:
+        session_id = request.match_info["id"]
+        self.desk.find(session_id)  # 404 before 400
+        body = await read(request, m.NodeParams)
+        return _json({"node": body.node, "params": self.desk.params(session_id, body.node, body.values)})
+
+    async def ask(self, request: web.Request) -> web.Response:
+        self.desk.find(request.match_info["id"])
+        self.desk.ask(request.match_info["id"], (await read(request, m.Line)).text)
+        return _json({"ok": True})
+
+    async def say(self, request: web.Request) -> web.Response:
+        self.desk.find(request.match_info["id"])
+        self.desk.say(request.match_info["id"], (await read(request, m.Line)).text)
+        return _json({"ok": True})
+
+    async def interrupt(self, request: web.Request) -> web.Response:
+        self.desk.find(request.match_info["id"])
+        self.desk.interrupt(request.match_info["id"], (await read(request, m.Interrupt)).scope)
+        return _json({"ok": True})
+
+    # ------------------------------------------------------------ graphs
+
+    async def graphs(self, _: web.Request) -> web.Response:
+        return _json({"graphs": [self._graph_row(n, p) for n, p in self.desk.graphs.items()]})
+
+    async def graph(self, request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        plan = self.desk.graphs.get(name)
+        if plan is None:
+            raise web.HTTPNotFound(
+                text=f"unknown graph {name[:64]!r}; this server has: {', '.join(self.desk.graphs)}"
+            )
+        nodes = [
+            {
+                "name": node.name,
+                "use": node.use,
+                "inputs": [{"port": e.port, "from": e.source} for e in node.inputs],
+                "outputs": {port: out.type.__name__ for port, out in node.cls.ports.outputs.items()},
+                "params": node.params.model_dump(mode="json"),
+                "schema": node.cls.Params.model_json_schema(),
+                "budget_ms": node.budget / MS,
+                "scope": node.scope,
+                "pool": node.pool,
+            }
+            for node in plan.nodes.values()
+        ]
+        slo = {key: ns / MS for key, ns in plan.slo.items()}
+        return _json(self._graph_row(name, plan) | {"slo_ms": slo, "nodes": nodes})
+
+    def _graph_row(self, name: str, plan: Plan) -> dict[str, Any]:
+        return {
+            "name": name,
+            "title": plan.title,
+            "about": plan.about,
+            "default": name == self.desk.sessions.default,
+        }
+
+    # ------------------------------------------------------------ operation
+
+    async def events(self, request: web.Request) -> web.StreamResponse:
+        return await stream(request, self.desk.bus)
+
+    async def scrape(self, _: web.Request) -> web.Response:
+        return web.Response(body=self.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+
+    async def live(self, _: web.Request) -> web.Response:
+        return _json({"status": "ok", "sessions": len(self.desk.running())})
+
+    async def readiness(self, _: web.Request) -> web.Response:
+        if why := self.ready():
+            raise web.HTTPServiceUnavailable(text=why)
+        return _json({"status": "ready", "sessions": len(self.desk.running())})
+
+    async def openapi(self, _: web.Request) -> web.Response:
+        return _json(describe(self.routes, VERSION))
+
+
+async def read(request: web.Request, model: type[M]) -> M:
+    """The body as that model. Raises: HTTPBadRequest, HTTPUnsupportedMediaType, in words."""
+    if request.content_type != "application/json":
+        raise web.HTTPUnsupportedMediaType(
+            text=f"the content type is {request.content_type[:80]!r}; application/json is taken"
+        )
+    try:
+        return model.model_validate(json.loads(await request.text()))
+    except ValidationError as e:
+        first = e.errors()[0]
+        where = ".".join(map(str, first["loc"]))[:80] or "body"
+        raise web.HTTPBadRequest(text=f"{where}: {first['msg']}") from e
+    except (ValueError, LookupError, RecursionError) as e:  # LookupError: an unknown charset
+        raise web.HTTPBadRequest(text="the body is not JSON in UTF-8") from e
+
+
+def in_words(handler: Callable[[web.Request], Any]) -> Callable[[web.Request], Any]:
+    """What a running graph refuses is the caller's fault here, not the server's."""
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except NoSuchSession as e:
+            raise web.HTTPNotFound(text=str(e)) from e
+        except StageError as e:
+            raise web.HTTPConflict(text=str(e)[:2000]) from e
+
+    return handle
+
+
+def _json(data: dict[str, Any], status: int = 200) -> web.Response:
+    return web.json_response(data, status=status, dumps=lambda d: json.dumps(d, default=str))

@@ -1,0 +1,99 @@
+"""What the HTTP API takes and gives, as models: they check bodies and make the OpenAPI description."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from .desk import MAX_TEXT
+
+
+class _In(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class StartGraph(_In):
+    """Start a graph that needs no client."""
+
+    graph: str = Field(max_length=64, description="its name, as in GET /graphs")
+
+
+class NodeParams(_In):
+    """Change live parameters of one node; all or nothing."""
+
+    node: str = Field(max_length=64)
+    values: dict[str, Any] = Field(max_length=64)
+
+
+class Line(_In):
+    """One line of text."""
+
+    text: str = Field(min_length=1, max_length=MAX_TEXT)
+
+
+class Interrupt(_In):
+    """Stop what is under way in a scope; in all scopes when none is named."""
+
+    scope: str | None = Field(default=None, max_length=64)
+
+
+class Error(BaseModel):
+    error: str = Field(description="what is wrong and what is accepted, in words")
+
+
+class Done(BaseModel):
+    ok: Literal[True] = True
+
+
+class SessionRow(BaseModel):
+    id: str
+    graph: str
+    kind: Literal["client", "headless"]
+    state: str
+    remote: str
+    up_s: float
+    restarts: int
+
+
+class SessionList(BaseModel):
+    sessions: list[SessionRow]
+
+
+class SessionDetail(SessionRow):
+    nodes: list[dict[str, Any]] = Field(description="name, use, params, schema (JSON Schema), live")
+
+
+class Started(BaseModel):
+    session: str
+
+
+class ParamValues(BaseModel):
+    node: str
+    params: dict[str, Any]
+
+
+class GraphRow(BaseModel):
+    name: str
+    title: str
+    about: str
+    default: bool
+
+
+class GraphList(BaseModel):
+    graphs: list[GraphRow]
+
+
+class GraphDetail(GraphRow):
+    slo_ms: dict[str, float]
+    nodes: list[dict[str, Any]] = Field(description="name, use, inputs, outputs, params, schema, budget_ms")
+
+
+class Figures(BaseModel):
+    nodes: list[dict[str, Any]]
+    session: dict[str, Any]
+
+
+class Health(BaseModel):
+    status: str
+    sessions: int

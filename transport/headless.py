@@ -1,0 +1,99 @@
+"""Graphs that run without a client: files, cameras and synthetic sources in, files and events out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..pipeline.clock import Clock
+from ..pipeline.graph import Plan
+from ..pipeline.session import Session
+from ..pipeline.stage import StageError
+from .live_session import SessionFactory
+
+log = logging.getLogger(__name__)
+
+LIVE_ENDS = ("webrtc.in", "webrtc.out")
+
+
+class HeadlessSession:
+    """One running graph. The same face as a client's session, without a peer."""
+
+    def __init__(self, plan: Plan, clock: Clock, factory: SessionFactory) -> None:
+        self.id = f"h-{secrets.token_hex(8)}"
+        self.graph = plan.name
+        self.remote = ""
+        self.session: Session = factory(plan, self.id, clock, bindings={})
+
+    async def close(self, reason: str) -> None:
+        await self.session.close(reason)
+
+    def stats(self) -> dict[str, Any]:
+        return dict(self.session.stats())
+
+
+class Headless:
+    """All graphs started by command. limit: how many may run at a time."""
+
+    def __init__(
+        self, graphs: Mapping[str, Plan], clock: Clock, factory: SessionFactory, limit: int = 8
+    ) -> None:
+        self.graphs = graphs
+        self.live: dict[str, HeadlessSession] = {}
+        self.opened: Callable[[HeadlessSession], None] = lambda live: None
+        self.closed: Callable[[HeadlessSession], None] = lambda live: None
+        self.limit = limit
+        self.stopping = False
+        self._clock = clock
+        self._factory = factory
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self, graph: str) -> HeadlessSession:
+        """Start a graph by name. Raises: StageError in words."""
+        plan = self.graphs.get(graph)
+        if plan is None:
+            raise StageError(f"unknown graph {graph[:64]!r}; this server has: {', '.join(self.graphs)}")
+        live_ends = [n.name for n in plan.nodes.values() if n.use in LIVE_ENDS]
+        if live_ends:
+            raise StageError(
+                f"graph {graph!r} needs a client for its live ends ({', '.join(live_ends)}); only graphs of "
+                "files, cameras and other own sources can be started by command"
+            )
+        if self.stopping:
+            raise StageError("the server is shutting down")
+        if len(self.live) >= self.limit:
+            raise StageError(f"{self.limit} started graphs run already; stop one first")
+        live = HeadlessSession(plan, self._clock, self._factory)
+        self.live[live.id] = live
+        try:
+            await live.session.start()
+        except BaseException:
+            del self.live[live.id]
+            raise
+        self.opened(live)
+        task = asyncio.create_task(self._keep(live), name=f"{live.id}/keep")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return live
+
+    async def _keep(self, live: HeadlessSession) -> None:
+        try:
+            await live.session.wait()
+        finally:
+            self.live.pop(live.id, None)
+            self.closed(live)
+
+    async def stop(self, graph: str) -> int:
+        """End all runs of that graph. Returns how many there were."""
+        mine = [live for live in self.live.values() if live.graph == graph]
+        await asyncio.gather(*(live.close("stopped by command") for live in mine))
+        return len(mine)
+
+    async def close_all(self) -> None:
+        self.stopping = True
+        await asyncio.gather(*(live.close("the server stops") for live in list(self.live.values())))
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=1)

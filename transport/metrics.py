@@ -1,0 +1,128 @@
+"""`/metrics` for Prometheus, worked out when it is scraped: the data path only counts.
+
+Labels are graph and node, not session: their number is bounded by the graph files. What ended sessions
+counted is added up, so that counters never fall.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, is_dataclass
+from typing import Any, Protocol
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from ..pipeline.clock import SECOND
+from ..pipeline.watchdog import LoopWatchdog
+from .desk import Desk
+from .headless import HeadlessSession
+from .live_session import LiveSession
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+TOTALS = {
+    "frames": "Frames taken in",
+    "drops": "Frames lost to full queues and gaps",
+    "late": "Frames and rows past their deadline",
+    "flushed": "Frames voided by a barge-in",
+    "restarts": "Times the stage was restarted",
+}
+
+
+class PoolLike(Protocol):
+    @property
+    def stats(self) -> Any: ...
+
+
+class Metrics(Collector):
+    """pools: the daemon's, by name. watchdog: the one that watches its loop."""
+
+    def __init__(
+        self, desk: Desk, pools: Callable[[], Mapping[str, PoolLike]], watchdog: LoopWatchdog
+    ) -> None:
+        self.opened = 0
+        self.extra: Callable[[], Mapping[str, float]] = dict
+        self._desk = desk
+        desk.on_opened.append(self._count)
+        desk.on_closed.append(self._keep)
+        self._pools = pools
+        self._watchdog = watchdog
+        self._ended: Counter[tuple[str, str, str]] = Counter()
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+
+    def text(self) -> bytes:
+        return generate_latest(self._registry)
+
+    def _count(self, _: LiveSession | HeadlessSession) -> None:
+        self.opened += 1
+
+    def _keep(self, live: LiveSession | HeadlessSession) -> None:
+        """A session has ended: add its counts to the totals."""
+        for row in live.session.stats()["nodes"]:
+            for name in TOTALS:
+                self._ended[(live.graph, row["name"], name)] += row[name]
+
+    def collect(self) -> Iterator[Metric]:
+        running = self._desk.running()
+        per_graph = Counter(live.graph for live in running)
+        sessions = GaugeMetricFamily("penstock_sessions", "Running sessions", labels=["graph"])
+        for graph, n in per_graph.items():
+            sessions.add_metric([graph], n)
+        yield sessions
+        yield CounterMetricFamily("penstock_sessions_opened", "Sessions opened", value=self.opened)
+        yield from self._nodes(running)
+        yield from self._loop()
+        yield from self._pool_figures()
+        for name, value in self.extra().items():
+            yield GaugeMetricFamily(f"penstock_{name}", name.replace("_", " "), value=value)
+
+    def _nodes(self, running: list[LiveSession | HeadlessSession]) -> Iterator[Metric]:
+        labels = ["graph", "node"]
+        totals = Counter(self._ended)
+        fps: Counter[tuple[str, str]] = Counter()
+        age: dict[tuple[str, str], float] = {}
+        for live in running:
+            for row in live.session.stats()["nodes"]:
+                at = (live.graph, row["name"])
+                fps[at] += row["fps"]
+                age[at] = max(age.get(at, 0.0), row["age_p95_ms"])
+                for name in TOTALS:
+                    totals[(*at, name)] += row[name]
+        rate = GaugeMetricFamily("penstock_node_fps", "Frames per second, all sessions", labels=labels)
+        for at, value in fps.items():
+            rate.add_metric(at, value)
+        yield rate
+        ages = GaugeMetricFamily(
+            "penstock_node_age_p95_seconds",
+            "Age of frames when taken, the worst session's p95",
+            labels=labels,
+        )
+        for at, value in age.items():
+            ages.add_metric(at, value / 1000)
+        yield ages
+        for name, about in TOTALS.items():
+            family = CounterMetricFamily(f"penstock_node_{name}", about, labels=labels)
+            for (graph, node, what), value in totals.items():
+                if what == name:
+                    family.add_metric([graph, node], value)
+            yield family
+
+    def _loop(self) -> Iterator[Metric]:
+        watchdog = self._watchdog
+        lag = watchdog.lag / SECOND
+        yield GaugeMetricFamily("penstock_loop_lag_seconds", "How late the loop's last beat was", value=lag)
+        longest = watchdog.longest / SECOND
+        yield GaugeMetricFamily("penstock_loop_longest_block_seconds", "Longest block", value=longest)
+        yield CounterMetricFamily("penstock_loop_blocks", "Times the loop was blocked", value=watchdog.blocks)
+
+    def _pool_figures(self) -> Iterator[Metric]:
+        family = GaugeMetricFamily("penstock_pool", "Figures of a pool", labels=["pool", "figure"])
+        for pool, made in self._pools().items():
+            figures: Mapping[str, object] = asdict(made.stats) if is_dataclass(made.stats) else {}  # type: ignore[call-overload]
+            for figure, value in figures.items():
+                if isinstance(value, int | float):
+                    family.add_metric([pool, figure], float(value))
+        yield family
