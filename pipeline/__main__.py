@@ -15,10 +15,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from . import library, logs
+from . import library, logs, notify, service_commands
 from .errors import GraphError
 from .stage import StageError
-from .watchdog import LoopWatchdog
+from .units import parse_duration
 
 _ROOT = (__package__ or "penstock").split(".")[0]  # __name__ is "__main__" under -m
 
@@ -29,6 +29,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(service_commands.app, name="service")
 out = Console()
 err = Console(stderr=True)
 
@@ -75,27 +76,33 @@ def serve(
         str, typer.Option(envvar="PENSTOCK_TOKEN", help="clients must send it as Bearer", show_default=False)
     ] = "",
     max_sessions: Annotated[int, typer.Option(min=1, max=1000, help="more are refused with 503")] = 16,
+    drain: Annotated[str, typer.Option(help="what running sessions get when told to stop (SIGTERM)")] = "10s",
 ) -> None:
     """Serve graphs to browsers and other WebRTC clients; the page is at http://127.0.0.1:8080."""
     plans = library.load_all(graphs or [])
-    server = importlib.import_module(f"{_ROOT}.transport.server")
+    try:
+        drain_ns, sockets = parse_duration(drain), notify.listen_sockets()
+    except ValueError as e:
+        raise typer.BadParameter(str(e)) from e
+    daemon = importlib.import_module(f"{_ROOT}.transport.daemon")
 
     def on_ready(url: str) -> None:
         err.print(
             f"[bold green]ready[/]  {', '.join(plans)}  →  [bold]{url}[/]   (Ctrl-C stops)", highlight=False
         )
 
-    async def main() -> None:
-        watchdog = LoopWatchdog()
-        watchdog.start()
-        try:
-            await server.serve(
-                plans, host=host, port=port, token=token or None, max_sessions=max_sessions, on_ready=on_ready
-            )
-        finally:
-            watchdog.stop()
-
-    asyncio.run(main())
+    asyncio.run(
+        daemon.serve(
+            plans,
+            host=host,
+            port=port,
+            token=token or None,
+            max_sessions=max_sessions,
+            drain=drain_ns,
+            sockets=sockets,
+            on_ready=on_ready,
+        )
+    )
 
 
 @app.command()

@@ -23,3 +23,9 @@ class GraphError(StageError):
         self.path = path
         self.faults = sorted(faults)
         super().__init__("\n".join(f"{path}:{f.line}:{f.column}: {f.message}" for f in self.faults))
+
+
+def one_line(error: BaseException) -> str:
+    """The error as one line for logs and pages."""
+    text = str(error).strip().splitlines()
+    return (text[0] if text else type(error).__name__)[:300]

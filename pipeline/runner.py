@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from .clock import SECOND, Clock
 from .edge import Edge, Waker
+from .errors import one_line as _words
 from .frame import EventFrame, Frame, Gap
 from .graph import NodePlan
 from .node_pool import NodePool
 from .outputs import NodeOutputs, Put
+from .replacement import Replace
 from .stage import Control, Dropped, Flush, Pool, Stage, StageError
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ class Runner:
         self._session = session
         self._make = make
         self._waker = waker
-        self._control: deque[Control] = deque()
+        self._control: deque[Control | Replace] = deque()
         self._failures: deque[int] = deque()
         self._processing = False
         self._error: Exception | None = None  # raised on a fused edge, for the node's own task
@@ -125,7 +127,7 @@ class Runner:
         await self.stage.setup()
         self.state = "running"
 
-    def tell(self, message: Control, spawn: Callable[[Coroutine[Any, Any, None]], object]) -> None:
+    def tell(self, message: Control | Replace, spawn: Callable[[Coroutine[Any, Any, None]], object]) -> None:
         """Put on the control lane. A flush is not kept waiting behind a frame that is being processed."""
         if self.state != "running":
             return
@@ -137,7 +139,13 @@ class Runner:
                 edge.armed = False
             self._waker.wake()
 
-    async def _control_now(self, message: Control) -> None:
+    async def _control_now(self, message: Control | Replace) -> None:
+        if isinstance(message, Replace):
+            await self._close_stage()
+            self.stage, self.process = message.stage, message.stage.process
+            self.plan, self._make = message.plan, message.make
+            self.emit("replaced")
+            return
         try:
             await self.stage.control(message)
         except asyncio.CancelledError:
@@ -149,6 +157,11 @@ class Runner:
     def _on_event(self, frame: Frame) -> None:
         assert isinstance(frame, EventFrame), f"{self.plan.use} put a {type(frame).__name__} on an event port"
         self._session.notify(self.node, frame.name, frame.fields, frame.pts)
+
+    @property
+    def waits_since(self) -> int:
+        """When the call that is awaited now began, ns; 0 when none is."""
+        return self._since
 
     # ------------------------------------------------------------ running
 
@@ -389,9 +402,3 @@ def _earliest(edges: list[Edge], driver: str) -> Edge | None:
         if not any(e.queue for e in pace) and not all(e.closed for e in pace):
             return None
     return best
-
-
-def _words(error: BaseException) -> str:
-    """The error as one line for logs and pages."""
-    text = str(error).strip().splitlines()
-    return (text[0] if text else type(error).__name__)[:300]

@@ -18,8 +18,9 @@ from .clock import SECOND, Clock
 from .compiler import near
 from .delay import DelayEdge
 from .edge import Bound, Edge, Waker
-from .graph import EdgePlan, Plan
+from .graph import EdgePlan, NodePlan, Plan
 from .pools import DevicePool, Pools
+from .replacement import Replace
 from .runner import CriticalFailure, Runner
 from .stage import Flush, SetParams, Stage, StageError
 from .stats import NodeRates, node_stats
@@ -253,6 +254,34 @@ class Session:
         changed = {key: getattr(runner.params, key) for key in values}
         runner.tell(SetParams(changed), self._spawn)
         self.notify(node, "params", {"values": changed}, self.clock.now())
+
+    def replace_node(self, node: NodePlan) -> None:
+        """Give a running node a new stage on its old edges. The old one works on until the new one is set
+        up, and stays when that fails; told by the events `replaced` and `not_replaced`."""
+        self._spawn(self._replace(self.runners[node.name], node))
+
+    async def _replace(self, runner: Runner, node: NodePlan) -> None:
+        def make() -> Stage:
+            return self._bindings.get(node.use, node.cls)(node.options, runner.params)
+
+        params = runner.params
+        if runner.plan.params != node.params:
+            runner.params = node.params
+        stage = make()
+        stage.ctx = runner
+        try:
+            async with asyncio.timeout(START_BUDGET / SECOND):
+                await stage.setup()
+        except (StageError, TimeoutError) as e:
+            runner.params = params
+            log.error("%s/%s keeps its old version: %s", self.id, node.name, e)
+            self.notify(node.name, "not_replaced", {"error": str(e)}, self.clock.now())
+            await stage.close()
+        else:
+            if runner.state == "running":
+                runner.tell(Replace(stage, node, make), self._spawn)
+            else:
+                await stage.close()
 
     def interrupt(self, scope: str | None = None, cause: str = "client") -> None:
         """Void what is under way in `scope` (None: in all): queues, work, speech. Never blocks."""

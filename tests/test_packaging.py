@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 CONFIG = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-FOLDERS = ("pipeline", "stages", "models", "transport", "deploy/graphs")
+FOLDERS = ("pipeline", "stages", "models", "transport", "deploy/graphs", "deploy/systemd")
 
 
 def test_every_folder_with_code_is_a_listed_package() -> None:

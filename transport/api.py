@@ -16,6 +16,7 @@ from ..pipeline.clock import MS
 from ..pipeline.graph import Plan
 from ..pipeline.stage import StageError
 from . import api_models as m
+from .body import text_of
 from .desk import Desk, NoSuchSession
 from .event_stream import stream
 from .metrics import CONTENT_TYPE, Metrics
@@ -181,12 +182,12 @@ async def read(request: web.Request, model: type[M]) -> M:
             text=f"the content type is {request.content_type[:80]!r}; application/json is taken"
         )
     try:
-        return model.model_validate(json.loads(await request.text()))
+        return model.model_validate(json.loads(await text_of(request)))
     except ValidationError as e:
         first = e.errors()[0]
         where = ".".join(map(str, first["loc"]))[:80] or "body"
         raise web.HTTPBadRequest(text=f"{where}: {first['msg']}") from e
-    except (ValueError, LookupError, RecursionError) as e:  # LookupError: an unknown charset
+    except (ValueError, RecursionError) as e:
         raise web.HTTPBadRequest(text="the body is not JSON in UTF-8") from e
 
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, is_dataclass
-from typing import Any, Protocol
+from dataclasses import asdict
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from ..pipeline.clock import SECOND
+from ..pipeline.pools import DevicePool
 from ..pipeline.watchdog import LoopWatchdog
 from .desk import Desk
 from .headless import HeadlessSession
@@ -31,16 +31,11 @@ TOTALS = {
 }
 
 
-class PoolLike(Protocol):
-    @property
-    def stats(self) -> Any: ...
-
-
 class Metrics(Collector):
     """pools: the daemon's, by name. watchdog: the one that watches its loop."""
 
     def __init__(
-        self, desk: Desk, pools: Callable[[], Mapping[str, PoolLike]], watchdog: LoopWatchdog
+        self, desk: Desk, pools: Callable[[], Mapping[str, DevicePool]], watchdog: LoopWatchdog
     ) -> None:
         self.opened = 0
         self.extra: Callable[[], Mapping[str, float]] = dict
@@ -119,10 +114,12 @@ class Metrics(Collector):
         yield CounterMetricFamily("penstock_loop_blocks", "Times the loop was blocked", value=watchdog.blocks)
 
     def _pool_figures(self) -> Iterator[Metric]:
-        family = GaugeMetricFamily("penstock_pool", "Figures of a pool", labels=["pool", "figure"])
-        for pool, made in self._pools().items():
-            figures: Mapping[str, object] = asdict(made.stats) if is_dataclass(made.stats) else {}  # type: ignore[call-overload]
-            for figure, value in figures.items():
-                if isinstance(value, int | float):
-                    family.add_metric([pool, figure], float(value))
+        labels = ["pool", "work", "figure"]
+        family = GaugeMetricFamily("penstock_pool", "Counts of a pool; busy is in ns", labels=labels)
+        for name, pool in self._pools().items():
+            for work, stats in (("calls", pool.threads.stats), ("rows", pool.rows.stats)):
+                figures: Mapping[str, object] = asdict(stats)
+                for figure, value in figures.items():
+                    if isinstance(value, int):
+                        family.add_metric([name, work, figure], value)
         yield family

@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import errno
 import json
 import logging
 import os
-import signal
-from collections.abc import Callable, Mapping
-from functools import partial
+import socket
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..pipeline.clock import Clock, MonotonicClock
-from ..pipeline.graph import Plan
-from ..pipeline.pools import Pools
-from ..pipeline.session import Session
+from ..pipeline.pools import DevicePool
 from ..pipeline.stage import StageError
 from ..pipeline.watchdog import LoopWatchdog
 from . import whip
 from .api import Api
+from .body import text_of
 from .desk import Desk
 from .event_bus import EventBus
 from .guard import Guard, is_loopback
-from .live_session import SessionFactory
 from .memory import limit_arenas
-from .metrics import Metrics, PoolLike
+from .metrics import Metrics
 from .sessions import Sessions
 
 log = logging.getLogger(__name__)
@@ -85,7 +79,7 @@ def make_app(sessions: Sessions, api: Api, host: str, token: str | None) -> web.
                 text=f"the content type is {request.content_type!r}; application/json is taken"
             )
         try:
-            offer = _Offer.model_validate(json.loads(await request.text()))
+            offer = _Offer.model_validate(json.loads(await text_of(request)))
         except ValidationError as e:
             first = e.errors()[0]
             where = ".".join(map(str, first["loc"])) or "body"
@@ -125,9 +119,13 @@ class Server:
         port: int,
         token: str | None = None,
         *,
-        pools: Callable[[], Mapping[str, PoolLike]] | None = None,
+        pools: Callable[[], Mapping[str, DevicePool]] | None = None,
         watchdog: LoopWatchdog | None = None,
+        sockets: Sequence[socket.socket] = (),
     ) -> None:
+        # what a service manager bound for us counts, not what --host says
+        bound = [s.getsockname()[0] for s in sockets if s.family in (socket.AF_INET, socket.AF_INET6)]
+        host = next((name for name in bound if not is_loopback(name)), bound[0] if bound else host)
         if not is_loopback(host) and not token:
             raise ServeError(
                 f"--host {host} lets other machines in: set PENSTOCK_TOKEN (or PENSTOCK_TOKEN_FILE) to a "
@@ -136,6 +134,7 @@ class Server:
         self.sessions = sessions
         self.host = host
         self.port = port
+        self.sockets = sockets  # listening already: opened by the service manager
         self.not_ready = ""  # why no session is taken now, for /health/ready
         self.bus = EventBus(sessions.clock.wall)
         self.desk = Desk(sessions, self.bus)
@@ -155,7 +154,10 @@ class Server:
         limit_arenas()
         await self._runner.setup()
         try:
-            await web.TCPSite(self._runner, self.host, self.port).start()
+            for listening in self.sockets:
+                await web.SockSite(self._runner, listening).start()
+            if not self.sockets:
+                await web.TCPSite(self._runner, self.host, self.port).start()
         except OSError as e:
             await self._runner.cleanup()
             if e.errno == errno.EADDRINUSE:
@@ -163,7 +165,8 @@ class Server:
                     f"port {self.port} of {self.host} is in use; stop the other server or choose --port"
                 ) from e
             raise ServeError(f"cannot listen on {self.host} port {self.port}: {e.strerror or e}") from e
-        self.port = self._runner.addresses[0][1]
+        address = self._runner.addresses[0]
+        self.port = address[1] if isinstance(address, tuple) else 0  # 0: a Unix socket
 
     async def stop(self) -> None:
         """Stop listening and end all sessions, within about two seconds."""
@@ -172,40 +175,3 @@ class Server:
         self.bus.close()
         await self.desk.close_all()
         await self._runner.cleanup()
-
-
-async def serve(
-    graphs: Mapping[str, Plan],
-    host: str = "127.0.0.1",
-    port: int = 8080,
-    clock: Clock | None = None,
-    session_factory: SessionFactory | None = None,
-    on_ready: Callable[[str], None] | None = None,
-    *,
-    token: str | None = None,
-    max_sessions: int = 16,
-) -> None:
-    """Serve until cancelled or SIGTERM. on_ready is given the URL once the server listens.
-
-    graphs: by name; the first is the default. token: from the environment when None.
-    Raises: ServeError.
-    """
-    clock = clock or MonotonicClock()
-    pools = Pools(clock=clock)  # the models of all sessions
-    factory = session_factory or partial(Session, pools=pools)
-    sessions = Sessions(graphs, clock, factory, limit=max_sessions)
-    server = Server(sessions, host, port, token or token_from_environment())
-    await server.start()
-    terminated = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # not on the main thread
-        loop.add_signal_handler(signal.SIGTERM, terminated.set)
-    try:
-        if on_ready is not None:
-            on_ready(server.url)
-        await terminated.wait()
-    finally:
-        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
-            loop.remove_signal_handler(signal.SIGTERM)
-        await server.stop()
-        pools.close()

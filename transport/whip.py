@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from .body import text_of
 from .sessions import Sessions
 
 SDP = "application/sdp"
@@ -21,7 +22,7 @@ def add_routes(app: web.Application, sessions: Sessions) -> None:
             )
         kind = request.path.split("/")[1]
         live, answer = await sessions.open(
-            request.match_info["graph"], await request.text(), request.remote or ""
+            request.match_info["graph"], await text_of(request), request.remote or ""
         )
         return web.Response(
             status=201,

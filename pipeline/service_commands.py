@@ -1,0 +1,42 @@
+"""`penstock service …`: run as a systemd service."""
+
+from __future__ import annotations
+
+import subprocess
+from typing import Annotated
+
+import typer
+
+from . import service
+
+app = typer.Typer(help="Run Penstock as a systemd service.", no_args_is_help=True)
+Instance = Annotated[str, typer.Argument(help="which server, as penstock@NAME")]
+User = Annotated[bool, typer.Option("--user", help="for this user only, without root")]
+
+
+@app.command()
+def install(instance: Instance = "main", user: User = False) -> None:
+    """Write the unit file; says how to start it."""
+    service.check_systemd(user=user)
+    path = service.install(instance, user=user)
+    manager = "systemctl --user" if user else "sudo systemctl"
+    typer.echo(f"{path}\nstart it now and at boot:  {manager} enable --now penstock@{instance}")
+
+
+@app.command()
+def status(instance: Instance = "main", user: User = False) -> None:
+    """What systemd knows about it."""
+    service.check_systemd(user=True)
+    raise typer.Exit(subprocess.run(service.status_command(instance, user=user), check=False).returncode)
+
+
+@app.command()
+def logs(
+    instance: Instance = "main",
+    user: User = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="go on as they come")] = False,
+) -> None:
+    """Its log."""
+    service.check_systemd(user=True)
+    command = service.logs_command(instance, user=user, follow=follow)
+    raise typer.Exit(subprocess.run(command, check=False).returncode)

@@ -1,0 +1,55 @@
+"""Load what the graphs need before the first client asks: libraries, models, voices."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from .clock import Clock
+from .frame import Frame
+from .graph import NodePlan, Plan
+from .session import Binding, Session
+from .stage import Outputs, Stage, StageError
+
+log = logging.getLogger(__name__)
+
+
+def _silent_end(node: NodePlan) -> Binding:
+    """A live end with the same ports that gives nothing and takes everything."""
+
+    class SilentEnd(Stage):
+        ports = node.cls.ports
+
+        async def run(self, out: Outputs) -> None:
+            return
+
+        def process(self, port: str, frame: Frame, out: Outputs) -> None:
+            return
+
+    def bind(options: Any, params: Any) -> Stage:
+        return SilentEnd(options, params)
+
+    return bind
+
+
+async def warm(plan: Plan, clock: Clock, make: Any = Session) -> str:
+    """Set up every stage of the graph once and close it again. Returns "" or what failed, in words.
+
+    make: as `Session`, with the daemon's pools. Graphs without a live end are left alone: setting them
+    up would open their cameras and files.
+    """
+    ends: Mapping[str, Binding] = {
+        n.use: _silent_end(n) for n in plan.nodes.values() if n.use in ("webrtc.in", "webrtc.out")
+    }
+    if not ends:
+        return ""
+    session: Session = make(plan, f"warm-{plan.name}", clock, bindings=ends)
+    try:
+        await session.start()
+    except StageError as e:
+        log.error("graph %s cannot start: %s", plan.name, e)
+        return f"{plan.name}: {e}"
+    finally:
+        await session.close("warm")
+    return ""

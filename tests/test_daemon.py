@@ -1,0 +1,267 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import aiohttp
+import pytest
+from client import GRAPHS, Client, until, within
+from graphs import compile_test
+from penstock.pipeline import service
+from penstock.pipeline.clock import MS, SECOND, ManualClock
+from penstock.pipeline.compiler import load
+from penstock.pipeline.notify import Notifier, listen_sockets
+from penstock.pipeline.stage import StageError
+from penstock.transport.daemon import WEDGED, Daemon
+from test_api import STEADY
+
+pytestmark = pytest.mark.net
+
+
+class Manager:
+    """The far end of NOTIFY_SOCKET."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = str(folder / "notify")
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.bind(self.path)
+        self.socket.setblocking(False)
+        self.lines: list[str] = []
+
+    def notifier(self, **more: str) -> Notifier:
+        return Notifier({"NOTIFY_SOCKET": self.path} | more)
+
+    def read(self) -> list[str]:
+        while True:
+            try:
+                self.lines += self.socket.recv(4096).decode().splitlines()
+            except BlockingIOError:
+                return self.lines
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+@pytest.fixture
+def manager(tmp_path: Path):
+    made = Manager(tmp_path)
+    yield made
+    made.close()
+
+
+def daemon(manager: Manager, graphs: dict[str, object] | None = None, drain: int = SECOND) -> Daemon:
+    plans = graphs or {"loopback": load(GRAPHS / "loopback.yaml")}
+    return Daemon(plans, port=0, drain=drain, notifier=manager.notifier())  # type: ignore[arg-type]
+
+
+def test_ready_is_said_when_the_server_listens_and_the_graphs_are_warm(manager: Manager):
+    async def main() -> None:
+        served = daemon(manager)
+        ready = asyncio.Event()
+        task = asyncio.create_task(served.run(lambda url: ready.set()))
+        await within(ready.wait())
+        lines = manager.read()
+        assert lines[0] == "STATUS=warming up"
+        assert lines[1] == "STATUS=warming up loopback"
+        assert lines[2] == "READY=1"
+        assert lines[3].startswith("STATUS=0 sessions; http://127.0.0.1:")
+        async with aiohttp.ClientSession(served.server.url) as session, session.get("/health/ready") as r:
+            assert r.status == 200
+        served.pools.get("main")
+        assert b'penstock_pool{figure="done",pool="main",work="calls"} 0.0' in served.server.metrics.text()
+        served.stop()
+        await within(task)
+        assert "STOPPING=1" in manager.read()
+
+    asyncio.run(main())
+
+
+def test_a_drain_tells_clients_gives_them_their_time_and_takes_no_new_ones(manager: Manager):
+    async def main() -> None:
+        served = daemon(manager, drain=30 * SECOND)
+        ready = asyncio.Event()
+        task = asyncio.create_task(served.run(lambda url: ready.set()))
+        await within(ready.wait())
+        client = Client()
+        await client.connect(served.server.url)
+        served.stop()
+        event = await client.heard("event", lambda m: m["name"] == "draining")
+        assert event["from"] == "server"
+        assert event["fields"]["within_ms"] == 30_000
+        async with aiohttp.ClientSession(served.server.url) as session:
+            async with session.post("/session", json={"sdp": await client.offer()}) as r:
+                assert r.status == 503
+                assert "shutting down" in (await r.json())["error"]
+            async with session.get("/health/ready") as r:
+                assert r.status == 503
+            client.say({"v": 1, "type": "chat", "text": "still served"})
+            assert (await client.heard("text"))["text"] == "still served"
+            assert not task.done()
+            async with session.delete(f"/session/{client.session}") as r:
+                assert r.status == 200
+        await within(task)  # the last session has left: no need to wait for the budget
+        assert any(line.startswith("EXTEND_TIMEOUT_USEC=") for line in manager.read())
+        await client.pc.close()
+
+    asyncio.run(main())
+
+
+def test_a_drain_ends_what_stays_over_its_time(manager: Manager):
+    async def main() -> None:
+        served = daemon(manager, {"steady": compile_test(STEADY)}, drain=100 * MS)
+        ready = asyncio.Event()
+        task = asyncio.create_task(served.run(lambda url: ready.set()))
+        await within(ready.wait())
+        await served.server.desk.start("steady")
+        served.stop()
+        await within(task)
+        assert not served.server.desk.running()
+
+    asyncio.run(main())
+
+
+def test_the_watchdog_is_fed_only_while_there_is_progress(manager: Manager):
+    async def main() -> None:
+        clock = ManualClock()
+        notifier = manager.notifier(WATCHDOG_USEC="10000000")
+        assert notifier.watchdog == 10 * SECOND
+        stuck = ""
+        feeding = asyncio.create_task(notifier.feed(clock, lambda: stuck, lambda: "fine"))
+        await until(lambda: manager.read().count("WATCHDOG=1") > 3)
+        assert clock.time >= 3 * 5 * SECOND
+        stuck = "s-1/asr has not returned for 30 s"
+        await until(lambda: f"STATUS={stuck}" in manager.read())
+        fed = manager.read().count("WATCHDOG=1")
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert manager.read().count("WATCHDOG=1") == fed
+        feeding.cancel()
+
+    asyncio.run(main())
+
+
+def test_a_wedged_stage_is_named(manager: Manager):
+    async def main() -> None:
+        served = daemon(manager, {"steady": compile_test(STEADY)})
+        live = await served.server.desk.start("steady")
+        assert served.stuck() == ""
+        live.session.runners["work"]._since = served.clock.now() - WEDGED - 1  # pyright: ignore[reportPrivateUsage]
+        assert f"{live.id}/work" in served.stuck()
+        await served.server.desk.close_all()
+        served.pools.close()
+
+    asyncio.run(main())
+
+
+def test_without_a_manager_nothing_is_sent_and_nothing_fails():
+    notifier = Notifier({})
+    assert not notifier.wanted
+    notifier.ready("x")
+    Notifier({"NOTIFY_SOCKET": "/nowhere/at/all"}).ready("x")
+    assert Notifier({"WATCHDOG_USEC": "5", "WATCHDOG_PID": "1"}).watchdog == 0
+
+
+def test_sockets_of_another_process_are_left_alone():
+    assert listen_sockets({"LISTEN_PID": "1", "LISTEN_FDS": "1"}) == []
+    with pytest.raises(ValueError, match="LISTEN_FDS is 'x'"):
+        listen_sockets({"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "x"})
+
+
+ACTIVATE = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3, inheritable=True)
+os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
+os.execv(sys.executable, [sys.executable, "-m", "penstock.pipeline", "--log-json", "serve", "--drain", "1s", sys.argv[2]])
+"""
+
+
+def test_a_real_process_serves_the_managers_socket_reloads_and_stops(manager: Manager, tmp_path: Path):
+    graph = tmp_path / "mine.yaml"
+    graph.write_text((GRAPHS / "loopback.yaml").read_text())
+    env = os.environ | {
+        "NOTIFY_SOCKET": manager.path,
+        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+    }
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        process = subprocess.Popen(
+            [sys.executable, "-c", ACTIVATE, str(listening.fileno()), str(graph)],
+            env=env,
+            pass_fds=[listening.fileno()],
+            stderr=subprocess.PIPE,
+        )
+
+    async def main() -> None:
+        await until(lambda: "READY=1" in manager.read(), 60)
+        async with (
+            aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session,
+            session.get("/graphs/loopback") as r,
+        ):
+            assert r.status == 200
+        graph.write_text("penstock: 1\ngraph: loopback\nnodes: {cam: {use: webrtc.inn}}\n")
+        process.send_signal(signal.SIGHUP)
+        await until(lambda: any("reload refused" in line for line in manager.read()))
+        assert any(":3:" in line for line in manager.lines if "reload refused" in line)  # with its place
+        assert "RELOADING=1" in manager.lines
+        assert any(line.startswith("MONOTONIC_USEC=") for line in manager.lines)
+        process.send_signal(signal.SIGTERM)
+        await until(lambda: process.poll() is not None, 20)
+        assert process.returncode == 0
+        assert "STOPPING=1" in manager.read()
+
+    try:
+        asyncio.run(main())
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_the_unit_is_whole_for_both_managers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("penstock.pipeline.service._program", lambda: "/usr/bin/penstock")
+    text = service.unit_text("/opt/penstock/bin/penstock", user=False)
+    assert "@" not in text.replace("penstock@", "").replace("@system-service", "").replace(
+        "@privileged", ""
+    ).replace("@resources", "")
+    assert "ExecStart=/opt/penstock/bin/penstock" in text
+    assert "DynamicUser=yes" in text
+    users = service.unit_text("/home/me/.venv/bin/penstock", user=True)
+    assert "DynamicUser" not in users
+    assert "WantedBy=default.target" in users
+    assert "ProtectHome=read-only" in users
+    ran: list[list[str]] = []
+    path = service.install("main", user=True, folder=tmp_path, run=lambda c: ran.append(c) or 0)
+    assert path.read_text().startswith("# One Penstock server")
+    assert ran == [["systemctl", "--user", "daemon-reload"]]
+    with pytest.raises(StageError, match="systemd did not take"):
+        service.install("main", user=True, folder=tmp_path, run=lambda c: 1)
+    with pytest.raises(StageError, match=r"instance '\.\./x'"):
+        service.install("../x", user=True, folder=tmp_path)
+
+
+def test_installing_is_refused_in_words_without_systemd(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)  # type: ignore[misc]
+    with pytest.raises(StageError, match="not started by systemd"):
+        service.check_systemd(user=True)
+
+
+def test_systemd_finds_the_unit_hardened(tmp_path: Path):
+    import shutil
+
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("needs systemd-analyze (package systemd)")
+    unit = tmp_path / "penstock@main.service"
+    unit.write_text(service.unit_text("/bin/true", user=False))
+    done = subprocess.run(
+        ["systemd-analyze", "security", "--offline=yes", "--threshold=30", "--no-pager", str(unit)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert "Overall exposure level" in done.stdout, done.stderr
+    assert done.returncode == 0, done.stdout[-3000:]

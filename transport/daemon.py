@@ -1,0 +1,206 @@
+"""A server's whole life: warm up, say READY, take sessions, reload on SIGHUP, drain on SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+from ..pipeline.clock import MS, SECOND, Clock, MonotonicClock
+from ..pipeline.graph import Plan
+from ..pipeline.notify import Notifier
+from ..pipeline.pools import Pools
+from ..pipeline.session import Session
+from ..pipeline.warm import warm
+from ..pipeline.watchdog import LoopWatchdog
+from .live_session import SessionFactory
+from .reloader import Reloader
+from .server import Server, token_from_environment
+from .sessions import Sessions
+
+log = logging.getLogger(__name__)
+
+WEDGED = 30 * SECOND  # a stage's call lasts this long although the engine ends hung calls after 10 s
+POLL = 50 * MS  # how often a drain looks whether all have left
+
+
+class Daemon:
+    """sources: the files of the graphs, by graph name, that a reload reads again. drain: ns that running
+    sessions get when the daemon is told to stop. sockets: already listening, from the service manager."""
+
+    def __init__(
+        self,
+        graphs: Mapping[str, Plan],
+        host: str = "127.0.0.1",
+        port: int = 8080,
+        *,
+        token: str | None = None,
+        max_sessions: int = 16,
+        drain: int = 10 * SECOND,
+        clock: Clock | None = None,
+        session_factory: SessionFactory | None = None,
+        sockets: Sequence[socket.socket] = (),
+        notifier: Notifier | None = None,
+    ) -> None:
+        self.clock = clock or MonotonicClock()
+        self.pools = Pools(clock=self.clock)  # the models of all sessions
+        self.watchdog = LoopWatchdog()
+        self.notifier = notifier or Notifier()
+        self.drain_budget = drain
+        self.graphs = dict(graphs)
+        factory = session_factory or partial(Session, pools=self.pools)
+        self.sessions = Sessions(self.graphs, self.clock, factory, limit=max_sessions)
+        self.server = Server(
+            self.sessions,
+            host,
+            port,
+            token or token_from_environment(),
+            pools=lambda: self.pools.made,
+            watchdog=self.watchdog,
+            sockets=sockets,
+        )
+        self.reloader = Reloader(self.graphs, self.server.desk.running)
+        self._factory = factory
+        self._told_to_stop = asyncio.Event()
+        self._reloads: set[asyncio.Task[None]] = set()
+
+    def stop(self) -> None:
+        """Begin to drain."""
+        self._told_to_stop.set()
+
+    async def run(self, on_ready: Callable[[str], None] | None = None) -> None:
+        """Until cancelled or told to stop, then drained. Raises: ServeError."""
+        self.watchdog.start()
+        feeding: asyncio.Task[None] | None = None
+        try:
+            self.server.not_ready = "warming up"
+            self.notifier.status("warming up")
+            await self.server.start()
+            with self._signals():
+                await self._warm()
+                self.notifier.ready(self.status())
+                if on_ready is not None:
+                    on_ready(self.server.url)
+                feeding = asyncio.create_task(
+                    self.notifier.feed(self.clock, self.stuck, self.status), name="notify"
+                )
+                await self._told_to_stop.wait()
+                await self._drain()
+        finally:
+            if feeding is not None:
+                feeding.cancel()
+            for task in self._reloads:
+                task.cancel()
+            self.notifier.stopping("stopping")
+            await self.server.stop()
+            self.pools.close()
+            self.watchdog.stop()
+
+    async def _warm(self) -> None:
+        failed: list[str] = []
+        for name, plan in self.graphs.items():
+            self.server.not_ready = f"warming up {name}"
+            self.notifier.status(self.server.not_ready)
+            if why := await warm(plan, self.clock, self._factory):
+                failed.append(why)
+        if failed and len(failed) == len(self.graphs):
+            log.error("no graph can start; serving the reasons")
+        self.server.not_ready = ""
+
+    # ------------------------------------------------------------ what is told
+
+    def status(self) -> str:
+        n = len(self.server.desk.running())
+        state = "draining, " if self._told_to_stop.is_set() else ""
+        return f"{state}{n} session{'' if n == 1 else 's'}; {self.server.url}"
+
+    def stuck(self) -> str:
+        """What makes no progress, in words; empty when all is well. The loop itself is seen by the feeder:
+        while it is blocked, nothing is fed."""
+        now = self.clock.now()
+        for live in self.server.desk.running():
+            for runner in live.session.runners.values():
+                if runner.waits_since and now - runner.waits_since > WEDGED:
+                    return f"{live.id}/{runner.node} has not returned for {WEDGED // SECOND} s"
+        return ""
+
+    # ------------------------------------------------------------ signals
+
+    @contextlib.contextmanager
+    def _signals(self):  # pyright: ignore[reportUnknownParameterType]
+        loop = asyncio.get_running_loop()
+        handled: list[signal.Signals] = []
+        for number, act in ((signal.SIGTERM, self.stop), (signal.SIGHUP, self.reload)):
+            with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # not on the main thread
+                loop.add_signal_handler(number, act)
+                handled.append(number)
+        try:
+            yield
+        finally:
+            for number in handled:
+                loop.remove_signal_handler(number)
+
+    def reload(self) -> None:
+        """Read the graph files again, on a thread, and apply what changed."""
+        task = asyncio.create_task(self._reload(), name="reload")
+        self._reloads.add(task)
+        task.add_done_callback(self._reloads.discard)
+
+    async def _reload(self) -> None:
+        self.notifier.reloading(self.clock)
+        result = await self.reloader.reload()
+        self.server.bus.publish("reloaded", result.as_json(), node="daemon")
+        self.notifier.ready(result.words() or self.status())
+
+    async def _drain(self) -> None:
+        """Refuse new sessions, tell the running ones, and give them their time."""
+        desk, budget = self.server.desk, self.drain_budget
+        self.server.not_ready = "the server is shutting down"
+        self.sessions.refuse_new()
+        desk.headless.stopping = True
+        running = len(desk.running())
+        self.notifier.stopping(f"draining {running} sessions")
+        self.notifier.extend(budget + 5 * SECOND)
+        fields = {"within_ms": budget // MS, "reason": "the server is shutting down"}
+        self.server.bus.publish("draining", fields, node="daemon")
+        for live in self.sessions.live.values():
+            live.channel.event("server", "draining", fields, self.clock.now())
+        log.info("draining: %d sessions have %d ms", running, budget // MS)
+        until = self.clock.now() + budget
+        while desk.running() and self.clock.now() < until:
+            await self.clock.sleep(POLL)
+
+
+async def serve(
+    graphs: Mapping[str, Plan],
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    clock: Clock | None = None,
+    session_factory: SessionFactory | None = None,
+    on_ready: Callable[[str], None] | None = None,
+    *,
+    token: str | None = None,
+    max_sessions: int = 16,
+    drain: int = 10 * SECOND,
+    sockets: Sequence[socket.socket] = (),
+) -> None:
+    """Serve until cancelled, or told to stop by SIGTERM and drained. on_ready is given the URL.
+
+    graphs: by name; the first is the default. token: from the environment when None. Raises: ServeError.
+    """
+    daemon = Daemon(
+        graphs,
+        host,
+        port,
+        token=token,
+        max_sessions=max_sessions,
+        drain=drain,
+        clock=clock,
+        session_factory=session_factory,
+        sockets=sockets,
+    )
+    await daemon.run(on_ready)
