@@ -23,8 +23,8 @@ Mode = Literal["commands", "open"]
 T = TypeVar("T")
 
 _KEEP = 3 * RATE_HZ  # samples of past audio: the VAD's word that somebody speaks comes after the first words
-LEAD = 3 * RATE_HZ // 10  # taken from before the onset: unvoiced beginnings are not yet speech to a VAD
-TAIL = RATE_HZ // 5  # and after the end
+_LEAD = 3 * RATE_HZ // 10  # taken from before the onset: unvoiced beginnings are not yet speech to a VAD
+_TAIL = RATE_HZ // 5  # and after the end
 _BACKLOG_LIVE = 12 * RATE_HZ  # live: what is older than this when the recogniser cannot keep up is lost
 _BACKLOG_FILE = RATE_HZ  # file runs wait instead
 _LONGEST: dict[Mode, int] = {"commands": 8 * RATE_HZ, "open": 15 * RATE_HZ}  # a turn is cut there
@@ -34,9 +34,10 @@ class PocketSphinxAsr(Stage):
     """The embedded fallback recogniser: it works offline on any CPU and knows American English only.
 
     `commands` hears the demo's phrases and nothing else: what is none of them is not committed. `open`
-    takes any words and gets a third to a half of them wrong on clear recordings (measure with
-    benchmarks/asr_embedded.py). A turn is what lies between the VAD's `speech_start` and `speech_end`;
-    partials of a turn replace each other, an empty one takes them back, a commit is final.
+    takes any words and gets a third to two thirds of them wrong (benchmarks/asr_embedded.py).
+
+    A turn is what lies between the VAD's `speech_start` and `speech_end`; its partials replace each other,
+    an empty one takes them back, a commit is final.
     """
 
     ports = Ports(
@@ -148,7 +149,7 @@ class PocketSphinxAsr(Stage):
             turn = self._turn
             stop = self._audio.given
             if self._marks:
-                stop = min(stop, self._audio.index_of(self._marks[0][1]) + TAIL)
+                stop = min(stop, self._audio.index_of(self._marks[0][1]) + _TAIL)
             cut = turn.fed - turn.start >= turn.longest
             if stop - turn.fed >= pocketsphinx_asr.BLOCK and not cut:
                 stop = min(stop, turn.fed + 5 * pocketsphinx_asr.BLOCK)
@@ -163,11 +164,11 @@ class PocketSphinxAsr(Stage):
         """All audio of the turn is here."""
         if not self._marks:
             return self._ended
-        end = self._audio.index_of(self._marks[0][1]) + TAIL
+        end = self._audio.index_of(self._marks[0][1]) + _TAIL
         return self._ended or self._audio.given >= end
 
     async def _begin(self, pts: int) -> None:
-        start = max(self._first, self._audio.index_of(pts) - LEAD)
+        start = max(self._first, self._audio.index_of(pts) - _LEAD)
         mode: Mode = self.params.mode
         recogniser = await self._recogniser(mode)
         self._turn = _Turn(mode, recogniser, pts, start)
