@@ -49,6 +49,20 @@ def test_tracks_without_a_clock_in_common_keep_their_own():
     assert a.is_synchronized
 
 
+def test_a_source_slower_than_its_timestamps_does_not_look_ever_older():
+    """A busy machine's camera: 10 % fewer seconds in its timestamps than in the world."""
+    for reports in (False, True):
+        clock = CaptureClock()
+        ages: list[int] = []
+        for k in range(900):
+            now, media = k * 33 * MS, k * 30 * MS
+            if reports and k % 30 == 0:
+                clock.report(WALL + now, media, now)
+            clock.heard(media, now)
+            ages.append(now - clock.at(media))
+        assert max(ages) < 500 * MS, "the default `stale` of webrtc.in"
+
+
 def test_a_slower_route_is_learned_and_a_faster_one_at_once():
     window = MinWindow()
     for k in range(100):

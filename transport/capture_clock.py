@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from ..pipeline.clock import MS, SECOND
 
-WINDOW = (
-    5 * SECOND
-)  # of the minimum filters: drift of 200 ppm moves 1 ms in it, and a slower route is learned
+# of the minimum filters: long enough for a fast packet, short enough to learn a slower route, and to follow a source that
+# is slower than its own timestamps (a busy machine's) before its pictures count as stale
+WINDOW = 2 * SECOND
 LATE = 2 * SECOND  # later than that is no delay but a jump of the far end's clock
 STEP = 10 * MS  # the offset rises in steps, so that frames stay evenly spaced between them
 MAX_SKEW = 2 * SECOND  # tracks that disagree by more have no clock in common
@@ -69,7 +69,7 @@ class CaptureClock:
         self.sender = sender or SenderClock()
         self._transit = MinWindow()  # arrival − media time
         self._wall = MinWindow(
-            20 * SECOND
+            2 * WINDOW
         )  # their wall clock − media time; a late stamp in a report is no smaller
         self._applied: int | None = None  # what `at` adds, ns
         self._last = -1
