@@ -6,7 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from penstock.pipeline.clock import MS, SECOND
 from penstock.transport.pacer import FAST, MAX_AGE, MAX_BYTES, SLOW, Pacer
-from penstock.transport.picture_rate import GROW_AFTER, LOWEST_FPS, SCALES, FrameGate, PictureRate
+from penstock.transport.picture_rate import (
+    BITS_PER_PIXEL,
+    GROW_AFTER,
+    LOWEST_FPS,
+    SCALES,
+    FrameGate,
+    PictureRate,
+)
 
 SIZE = 1200
 
@@ -89,10 +96,10 @@ def test_less_rate_takes_pictures_first_then_size():
     rate = PictureRate()
     full = rate.shape(1_000_000, 640, 480, 0)
     assert (full.width, full.height, full.fps) == (640, 480, 30)
-    fewer = rate.shape(140_000, 640, 480, 0)
-    assert (fewer.width, fewer.fps) == (640, 140_000 / (640 * 480 * 0.018))
+    fewer = rate.shape(100_000, 640, 480, 0)
+    assert (fewer.width, fewer.fps) == (640, 100_000 / (640 * 480 * BITS_PER_PIXEL))
     assert 20 < fewer.fps < 30
-    least = rate.shape(50_000, 640, 480, 0)
+    least = rate.shape(40_000, 640, 480, 0)
     assert least.width < 640
     assert least.fps >= 10
     huge = rate.shape(20_000, 1920, 1080, 0)

@@ -22,6 +22,7 @@ SMOOTHING = 0.9
 THRESHOLD_MS = 12.5
 OVERUSE_MS = 10.0  # that the trend must last
 BACKOFF = 0.85  # section 5.5, beta
+CUT_MOST = 0.5  # of the estimate stays, whatever was received
 RECEIVED_MS = 500.0  # window of the received rate
 QUIET_MS = 3000.0  # without overuse: the old capacity no longer binds
 LOSS_HIGH, LOSS_LOW = 0.10, 0.02  # section 6
@@ -200,22 +201,17 @@ class Bandwidth:
         state = self.trend.state
         if state == "overuse":
             if now_ms - self._cut_ms > max(150.0, rtt_ms + 100) and received is not None:
-                self._delay_bps = min(self._delay_bps, max(self.floor_bps, BACKOFF * received))
+                # never below half at once: while little is sent, little was received, and says nothing of the path
+                cut = max(BACKOFF * received, CUT_MOST * self._delay_bps, self.floor_bps)
+                self._delay_bps = min(self._delay_bps, cut)
                 self._capacity_bps = received
                 self._cut_ms = now_ms
         elif state == "normal":
             self._delay_bps = self._raised(elapsed_s, now_ms, rtt_ms)
             if received is not None:  # what was never sent was never tried
-                self._delay_bps = min(self._delay_bps, max(1.5 * received + 10_000, self._capped()))
+                earned = min(self._delay_bps, self._capacity_bps or START_BPS)  # kept while little is needed
+                self._delay_bps = min(self._delay_bps, max(1.5 * received + 10_000, earned))
         self._delay_bps = max(self.floor_bps, min(self.ceiling_bps, self._delay_bps))
-
-    def _capped(self) -> float:
-        """An estimate already earned is kept while the picture needs less than that."""
-        return min(self._delay_bps, self._delay_earned)
-
-    @property
-    def _delay_earned(self) -> float:
-        return self._capacity_bps or START_BPS
 
     def _raised(self, elapsed_s: float, now_ms: float, rtt_ms: float) -> float:
         quiet_ms = now_ms - self._cut_ms

@@ -22,7 +22,7 @@ VIDEO_HZ = 90_000  # the RTP clock of all video payloads (RFC 3551 section 5)
 AUDIO_HZ = 48_000  # of Opus in RTP (RFC 7587 section 4.1)
 NO_KEYFRAMES = 3000  # pictures between keyframes that nobody asked for
 FIRST_FPS = 30.0  # until the real rate is known
-H264_CEILINGS = (400_000, 1_200_000, 3_000_000)  # bits/s; each allows 1/40 to 1 of it
+H264_CEILINGS = (200_000, 400_000, 1_200_000, 3_000_000)  # bits/s; each allows 1/40 to 1 of it
 BUFFER_S = 0.2  # of the ceiling: the most that a picture may run ahead of the rate
 VP8_RUNGS = tuple(round(50_000 * 1.4**k) for k in range(13))  # bits/s, to 2.8 M; libvpx takes no live change
 VP8_REBUILD = 2 * SECOND  # at most this often, as a rebuild is a keyframe ...
@@ -126,6 +126,8 @@ class H264Encoder:
             context is None
             or (context.width, context.height) != (picture.width, picture.height)
             or self._wrong_fps(now)
+            # it is a keyframe anyway, and under a ceiling too high it would be several times too large
+            or (keyframe and self._fitting_ceiling() < self._ceiling)
         ):
             context = self._open(picture)
         scaled = self.bitrate_bps * self._fps / max(1.0, self._meter.fps)
@@ -145,12 +147,15 @@ class H264Encoder:
             self._off_since = now
         return self._off_since is not None and now - self._off_since > FPS_PATIENCE
 
+    def _fitting_ceiling(self) -> int:
+        """With room to grow: the next ceiling is another keyframe."""
+        return next((c for c in H264_CEILINGS if c >= 2 * self.bitrate_bps), H264_CEILINGS[-1])
+
     def _open(self, picture: av.VideoFrame) -> Any:
         self.opened += 1
         self._off_since = None
         self._fps = self._meter.fps
-        # room to grow: the next ceiling is another keyframe
-        self._ceiling = next((c for c in H264_CEILINGS if c >= 2 * self.bitrate_bps), H264_CEILINGS[-1])
+        self._ceiling = self._fitting_ceiling()
         context = _context(
             "libx264",
             picture,
