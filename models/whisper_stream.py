@@ -332,14 +332,19 @@ class WhisperStreamer:
         if end <= stream.worded:
             return []
         now = stream.encoder.at
-        if attention is not None and attention.shape[1] == len(tokens) + 1 <= attention.shape[2]:
+        new = len(tokens) - stream.worded
+        times: list[tuple[int, int]] = []
+        if attention is not None and attention.shape[1] == len(tokens) + 1:
             shift = now - attention.shape[2]
-            times = [(a + shift, b + shift) for a, b in token_times(attention)]
-        else:
+            heard = attention[:, :, max(0, stream.last_end - stream.origin - shift) :]  # words are in order
+            if heard.shape[2] > new:
+                shift = now - heard.shape[2]
+                times = [(a + shift, b + shift) for a, b in token_times(heard, stream.worded)]
+        if not times:
             begin = max(0, stream.last_end - stream.origin)
-            times = _shares(len(tokens), stream.worded, begin, max(now, begin + 1))
+            times = _shares(new, begin, max(now, begin + 1))
         words: list[StreamWord] = []
-        spans = group_words(starts[stream.worded : end], times[stream.worded : end])
+        spans = group_words(starts[stream.worded : end], times[: end - stream.worded])
         for first, after, (a, b) in spans:
             text = self.tokens.decode(tokens[stream.worded + first : stream.worded + after]).strip()
             begin = max(stream.last_end, stream.origin + a)  # words are in order
@@ -388,8 +393,7 @@ def _without(hyp: Hypothesis, count: int) -> Hypothesis:
     return out
 
 
-def _shares(tokens: int, given: int, begin: int, end: int) -> list[tuple[int, int]]:
-    """Even shares of [begin, end) for the tokens from `given` on: times where no attention tells them."""
-    new = max(1, tokens - given)
-    edges = [begin + (end - begin) * i // new for i in range(new + 1)]
-    return [(0, 0)] * given + [(edges[i], max(edges[i] + 1, edges[i + 1])) for i in range(tokens - given)]
+def _shares(count: int, begin: int, end: int) -> list[tuple[int, int]]:
+    """Even shares of [begin, end) for `count` tokens: times where no attention tells them."""
+    edges = [begin + (end - begin) * i // max(1, count) for i in range(count + 1)]
+    return [(edges[i], max(edges[i] + 1, edges[i + 1])) for i in range(count)]

@@ -20,16 +20,17 @@ _MEDIAN = 7  # frames
 _PRESENT = 0.2  # of a row's peak: frames with less attention at a run's ends are silence
 
 
-def attention_matrix(heads: Tensor) -> NDArray[np.float64]:
-    """(K, n, A) weights of K heads → (n, A): normalised over tokens, smoothed over time, averaged."""
-    w = heads.double()
+def attention_matrix(heads: Tensor, first: int = 0) -> NDArray[np.float64]:
+    """(K, n, A) weights of K heads → rows from `first` on, (n − first, A): normalised over all tokens,
+    smoothed over time, averaged."""
+    w = heads
     if w.shape[1] > 1:
         std, mean = torch.std_mean(w, dim=1, keepdim=True, unbiased=False)
-        w = (w - mean) / std.clamp(min=1e-9)
+        w = (w[:, first:] - mean) / std.clamp(min=1e-9)
     if w.shape[2] > _MEDIAN:
         padded = torch.nn.functional.pad(w, (_MEDIAN // 2, _MEDIAN // 2), mode="reflect")
         w = padded.unfold(2, _MEDIAN, 1).median(-1).values
-    return w.mean(0).numpy()
+    return w.mean(0).double().numpy()
 
 
 def monotonic(gain: NDArray[np.float64]) -> list[tuple[int, int]]:
@@ -58,10 +59,13 @@ def monotonic(gain: NDArray[np.float64]) -> list[tuple[int, int]]:
     return out[::-1]
 
 
-def token_times(heads: Tensor) -> list[tuple[int, int]]:
-    """(K, n + 1, A) attention of n tokens and the end row → frames [begin, end) of each token."""
-    matrix = attention_matrix(heads)
-    weight = heads.mean(0).numpy()
+def token_times(heads: Tensor, first: int = 0) -> list[tuple[int, int]]:
+    """(K, n + 1, A) attention of n tokens and the end row → frames [begin, end) of each token from `first` on.
+
+    The frames of the tokens before must have been cut off: only what is new is aligned.
+    """
+    matrix = attention_matrix(heads, first)
+    weight = heads[:, first:].mean(0).numpy()
     times: list[tuple[int, int]] = []
     for row, (begin, end) in enumerate(monotonic(matrix)[:-1]):
         seen = np.flatnonzero(weight[row, begin:end] >= _PRESENT * weight[row, begin:end].max())
