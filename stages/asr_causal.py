@@ -128,6 +128,11 @@ def _load(
 ) -> AsrRows:
     """One set of weights for all sessions with the same options. Raises: ValueError, FileNotFoundError."""
     source = str(whisper_loader.FIXTURE) if model == "fixture" else model
+    if model == "fixture" and not whisper_loader.FIXTURE.is_file():
+        raise FileNotFoundError(
+            f"the fixture {whisper_loader.FIXTURE.name} has not been made: run python -m "
+            "penstock.models.training.asr_fixture (minutes, needs libflite1), or name a checkpoint in 'model'"
+        )
     checkpoint = whisper_loader.read(source)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
