@@ -17,6 +17,7 @@ from .clock import MS
 from .degrade import Quality, parse_ladder
 from .edge import Bound
 from .errors import Fault, GraphError
+from .events import read_events
 from .explain import verdicts
 from .faults import Faults, near
 from .filters import parse_filters
@@ -29,7 +30,7 @@ from .stage import In, Stage, StageError
 from .yaml_marks import Marks, Path, parse
 
 VERSION = 1
-TOP_KEYS = ("penstock", "graph", "title", "about", "slo", "queues", "pools", "nodes", "cancel")
+TOP_KEYS = ("penstock", "graph", "title", "about", "slo", "queues", "pools", "nodes", "cancel", "events")
 NODE_KEYS = ("use", "in", "params", "pool", "scope", "budget", "queue", "sync", "degrade", "critical")
 SLO_KEYS = ("glass_to_glass", "turn_end_to_audio", "barge_in_to_silence", "caption")
 CANCEL_KEYS = ("on", "within")
@@ -106,6 +107,7 @@ class _Compiler(Faults):
         cancel = self._read_cancel(self.mapping(data.get("cancel"), ("cancel",), "'cancel'"), bodies)
         self._check_unread(nodes, {rule.node for rule in cancel})
         pools = self._read_pools(self.mapping(data.get("pools"), ("pools",), "'pools'"), nodes)
+        events = read_events(data.get("events"), nodes, self)
         return Plan(
             name=name,
             nodes={n: nodes[n] for n in order},
@@ -113,6 +115,7 @@ class _Compiler(Faults):
             about=str(data.get("about") or ""),
             slo=slo,
             cancel=cancel,
+            events=events,
             pools=pools,
             path=self.path,
         )

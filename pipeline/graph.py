@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from .degrade import Quality
 from .edge import Bound
+from .event_plan import EventsPlan
 from .filters import NO_FILTERS, Filters
 from .pool_plan import PoolPlan
 from .stage import Stage
@@ -70,6 +71,7 @@ class Plan:
     slo: Mapping[str, int] = field(default_factory=dict[str, int])  # ns
     cancel: tuple[CancelRule, ...] = ()
     pools: Mapping[str, PoolPlan] = field(default_factory=dict[str, PoolPlan])  # those that are declared
+    events: EventsPlan = field(default_factory=EventsPlan)
     path: str = ""
 
     def edges(self) -> Iterator[EdgePlan]:

@@ -18,6 +18,7 @@ from ..pipeline.session import Session
 from ..pipeline.warm import warm
 from ..pipeline.watchdog import LoopWatchdog
 from .live_session import SessionFactory
+from .mqtt_bridge import bridges
 from .reloader import Reloader
 from .server import Server, token_from_environment
 from .sessions import Sessions
@@ -65,6 +66,7 @@ class Daemon:
         )
         self.reloader = Reloader(self.graphs, self.server.desk.running)
         self._factory = factory
+        self.bridges = bridges(self.graphs, self.server.desk)
         self._told_to_stop = asyncio.Event()
         self._reloads: set[asyncio.Task[None]] = set()
 
@@ -85,6 +87,8 @@ class Daemon:
                 self.notifier.ready(self.status())
                 if on_ready is not None:
                     on_ready(self.server.url)
+                for bridge in self.bridges:
+                    bridge.start()
                 feeding = asyncio.create_task(
                     self.notifier.feed(self.clock, self.stuck, self.status), name="notify"
                 )
@@ -97,6 +101,8 @@ class Daemon:
                 task.cancel()
             self.notifier.stopping("stopping")
             await self.server.stop()
+            for bridge in self.bridges:
+                await bridge.stop()
             self.pools.close()
             self.watchdog.stop()
 

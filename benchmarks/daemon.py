@@ -1,0 +1,160 @@
+"""The daemon as its operator sees it: cold start to READY, drain, reload gap, events over broker restarts.
+
+make bench AREA=daemon. Graphs: the embedded ones that this installation can start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / ".typing")]
+
+from graphs import compile_test, sink_of  # noqa: E402
+from penstock.pipeline.clock import MS, SECOND, LoopClock  # noqa: E402
+from penstock.pipeline.reload import apply, diff  # noqa: E402
+from penstock.pipeline.session import Session  # noqa: E402
+from report import line, note  # noqa: E402
+
+CHAIN = """
+penstock: 1
+graph: chain
+nodes:
+  mic:   {use: test.audio, frames: 250}
+  first: {use: test.work, in: mic.audio, takes_ms: %s}
+  next:  {use: test.work, in: first.audio}
+  out:   {use: test.sink, in: next.audio}
+"""
+
+
+def start_and_stop(graphs: list[str]) -> tuple[float, float, bool]:
+    """Seconds from exec to READY=1, from SIGTERM to exit without sessions, and whether READY came."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/notify"
+        manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        manager.bind(path)
+        manager.settimeout(120)
+        env = os.environ | {"NOTIFY_SOCKET": path, "PYTHONPATH": str(ROOT / ".typing")}
+        begun = time.monotonic()
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "penstock.pipeline",
+                "--log-level",
+                "error",
+                "serve",
+                "--port",
+                "0",
+                *graphs,
+            ],
+            env=env,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            ready = False
+            while not ready and process.poll() is None:
+                ready = b"READY=1" in manager.recv(4096)
+            ready_s = time.monotonic() - begun
+            process.send_signal(signal.SIGTERM)
+            begun = time.monotonic()
+            process.wait(30)
+            return ready_s, time.monotonic() - begun, ready
+        finally:
+            process.kill()
+            process.wait()
+            manager.close()
+
+
+async def reload_gap() -> float:
+    """The longest time between two frames at the sink while one node of three is replaced, ms."""
+    session = Session(compile_test(CHAIN % 5), "s", LoopClock(asyncio.get_running_loop()))
+    await session.start()
+    await session.clock.sleep(2 * SECOND)
+    new = compile_test(CHAIN % 1)
+    apply(session, new, diff(session.plan, new))
+    await session.wait()
+    return max(b[0] - a[0] for a, b in pairwise(sink_of(session).got)) / MS
+
+
+async def broker_restarts(times: int) -> dict[str, int]:
+    """Messages published, and those that a persistent reader never got."""
+    from penstock.transport.mqtt import Message, MqttLink, parse_broker
+    from test_mqtt import HastyClock, RealBroker
+
+    with tempfile.TemporaryDirectory() as folder:
+        broker = RealBroker(Path(folder))
+        await broker.start()
+        link = MqttLink(parse_broker(broker.url), HastyClock(), lambda verb, payload: None)
+        link.start()
+        sent, got = 0, set[int]()
+        async with broker.client(identifier="reader", clean_session=False) as client:
+            await client.subscribe("house/n", qos=1)
+        for _ in range(times):
+            for half in (broker.stop, broker.start):
+                for _ in range(25):
+                    link.publish(Message("house/n", str(sent).encode()))
+                    sent += 1
+                await half()
+        while link.waiting:  # noqa: ASYNC110 - polled twice at most
+            await asyncio.sleep(0.05)
+        async with broker.client(identifier="reader", clean_session=False) as client:
+            try:
+                async with asyncio.timeout(20):
+                    async for m in client.messages:
+                        got.add(int(bytes(m.payload)))
+                        if len(got) == sent:
+                            break
+            except TimeoutError:
+                note("the reader did not get everything")
+        await link.stop()
+        await broker.stop()
+        return {"restarts": times, "qos1_sent": sent, "qos1_lost": sent - len(got)}
+
+
+def main() -> None:
+    from penstock.pipeline import library
+    from penstock.pipeline.stage import StageError
+
+    usable: list[str] = []
+    for name in library.embedded():
+        try:
+            library.load_all([name])
+            usable.append(name)
+        except StageError as e:
+            note(f"{name} is left out: {e}")
+    starts = [start_and_stop(usable) for _ in range(3)]
+    for ready_s, stop_s, ready in starts:
+        line(what="start", graphs=usable, ready=ready, ready_s=round(ready_s, 2), stop_s=round(stop_s, 2))
+    gap = asyncio.run(reload_gap())
+    line(what="reload", gap_ms=round(gap, 1), frame_ms=20)
+    try:
+        mqtt = asyncio.run(broker_restarts(20))
+    except BaseException as e:  # noqa: BLE001 - pytest's skip, where there is no Mosquitto
+        note(f"mqtt is left out: {e}")
+        mqtt = {}
+    line(what="mqtt", **mqtt)
+    line(
+        area="daemon",
+        ready_s=round(sorted(s[0] for s in starts)[1], 2),
+        ready_first_s=round(starts[0][0], 2),
+        stop_idle_s=round(sorted(s[1] for s in starts)[1], 2),
+        reload_gap_ms=round(gap, 1),
+        graphs=usable,
+        cpus=os.cpu_count(),
+        load=round(os.getloadavg()[0], 1),
+        **mqtt,
+    )
+
+
+if __name__ == "__main__":
+    main()
