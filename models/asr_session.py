@@ -78,6 +78,7 @@ class AsrSession:
         self._rest = np.zeros(0, np.float32)  # samples not yet used
         self._samples = 0  # used so far
         self._frames = 0  # mel frames made so far
+        self._voiced = 0  # mel frame after the last loud one
         self._origin = 0  # mel frame that the stream's frame 0 begins at
         self._said: list[AsrEvent] = []
         self._partial = ""
@@ -195,6 +196,8 @@ class AsrSession:
         for i, level in enumerate((mel.mean(0) * 4 - 4).tolist()):  # log10 power
             was = self.gate.speaking
             now = self.gate.step(level)
+            if self.gate.quiet == 0:
+                self._voiced = self._frames + i + 1 - begin
             if was != now:
                 self._frames += i + 1 - begin
                 self._store(mel[:, begin : i + 1])
@@ -234,6 +237,8 @@ class AsrSession:
         if words:
             text = " ".join(w.text for w in words)
             begin, end = self._pts(words[0].begin), min(now, self._pts(words[-1].end))
+            if self.gate is not None:  # a run of frames may hold the silence after its word
+                end = min(end, (self._anchor or 0) + (self._voiced + 5) * HOP * SECOND // RATE_HZ)
             out.append(AsrEvent("commit", text, min(begin, end), end, self.turn, now))
             self._said.extend(out)
         if pending != self._partial or (words and pending):
