@@ -145,7 +145,9 @@ class PacedSender(RTCRtpSender):
             bps = uplink.video_bps
             shape = self.shape = rate.shape(bps, frame.width & ~1, frame.height & ~1, now, track.fps)
             keyframe = self._wants_keyframe and now - self._keyframe_at >= KEYFRAME_APART
-            if not self._enabled or not (gate(now, shape.fps) or keyframe):
+            # pictures that come unevenly pass while there is room for all of them
+            passes = keyframe or shape.fps >= track.fps or gate(now, shape.fps)
+            if not self._enabled or not passes:
                 track.skipped += 1
                 continue
             encoder.bitrate_bps = bps
