@@ -280,3 +280,19 @@ class Edge:
         future, self._room = self._room, None
         if future is not None and not future.done():
             future.set_result(None)
+
+
+def earliest(edges: list[Edge], driver: str) -> Edge | None:
+    """The edge whose head is oldest in media time; None when nothing is to be taken.
+
+    driver: a port that sets the pace. What is newer than its next frame waits for its own time.
+    """
+    best: Edge | None = None
+    for edge in edges:
+        if edge.queue and (best is None or edge.queue[0].pts < best.queue[0].pts):
+            best = edge
+    if driver and best is not None and best.dst_port != driver:
+        pace = [e for e in edges if e.dst_port == driver]
+        if not any(e.queue for e in pace) and not all(e.closed for e in pace):
+            return None
+    return best

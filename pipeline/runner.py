@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
 from .clock import SECOND, Clock
-from .edge import Edge, Waker
+from .edge import Edge, Waker, earliest
 from .errors import one_line as _words
 from .frame import EventFrame, Frame, Gap
 from .graph import NodePlan
@@ -200,7 +200,7 @@ class Runner:
             for output in blocking:
                 if output.queue and output.is_full:
                     await output.room()
-            edge = inputs[0] if single else _earliest(inputs, self.plan.driver)
+            edge = inputs[0] if single else earliest(inputs, self.plan.driver)
             if edge is None or not edge.queue:
                 if all(e.closed and not e.queue for e in inputs):
                     break
@@ -386,19 +386,3 @@ class Runner:
             log.exception("%s/%s: close failed", self.session, self.node)
 
     close = _close_stage
-
-
-def _earliest(edges: list[Edge], driver: str) -> Edge | None:
-    """The edge whose head is oldest in media time; None when nothing is to be taken.
-
-    driver: a port that sets the pace. What is newer than its next frame waits for its own time.
-    """
-    best: Edge | None = None
-    for edge in edges:
-        if edge.queue and (best is None or edge.queue[0].pts < best.queue[0].pts):
-            best = edge
-    if driver and best is not None and best.dst_port != driver:
-        pace = [e for e in edges if e.dst_port == driver]
-        if not any(e.queue for e in pace) and not all(e.closed for e in pace):
-            return None
-    return best

@@ -38,7 +38,8 @@ def spoken(text: str) -> tuple[NDArray[np.float32], flite_words.Spoken]:
     """300 ms of silence, the phrase, 1.2 s of silence; faint noise."""
     voice = flite_words.speak(text)
     pcm = np.concatenate([np.zeros(4800, np.float32), voice.pcm, np.zeros(19_200, np.float32)])
-    return pcm + np.random.default_rng(1).normal(size=len(pcm)).astype(np.float32) * 1e-4, voice
+    noise = np.random.default_rng(1).normal(size=len(pcm)) * 1e-4
+    return pcm + noise.astype(np.float32), voice
 
 
 def listen(rows: AsrRows, pcm: NDArray[np.float32]) -> list[AsrEvent]:

@@ -122,7 +122,7 @@ def test_remb_rules_only_without_feedback():
 @given(
     st.lists(st.tuples(st.floats(0, 1e5), st.none() | st.floats(0, 1e5), st.integers(0, 1500)), max_size=80)
 )
-def test_any_report_leaves_a_target_within_bounds(rows):
+def test_any_report_leaves_a_target_within_bounds(rows: list[tuple[float, float | None, int]]) -> None:
     estimate = Bandwidth()
     for k, row in enumerate(rows):
         estimate.on_feedback([Received(*row)], 10.0 * k)
@@ -145,7 +145,7 @@ def test_one_bit_vector():
 
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=60))
-def test_broken_feedback_is_refused_in_words(fci):
+def test_broken_feedback_is_refused_in_words(fci: bytes) -> None:
     try:
         feedback = parse_feedback(fci)
     except ValueError as e:

@@ -1,5 +1,7 @@
 """The encoders on moving pictures and real lengths of sound, without any network."""
 
+from typing import Any
+
 import av
 import numpy as np
 import pytest
@@ -27,17 +29,19 @@ def moving(k: int, size: tuple[int, int] = SIZE) -> VideoFrame:
     return VideoFrame(pts=0, image=np.ascontiguousarray(image))
 
 
-def run(encoder, frames: int, fps: int = 30, start: int = 0, size: tuple[int, int] = SIZE, ask: int = -1):
+def run(
+    encoder: Any, frames: int, fps: int = 30, start: int = 0, size: tuple[int, int] = SIZE, ask: int = -1
+) -> list[tuple[bytes, bool]]:
     """(bytes, keyframe) of each."""
     scaler = PictureScaler()
-    out = []
+    out: list[tuple[bytes, bool]] = []
     for k in range(start, start + frames):
         picture = scaler(moving(k, size), *size, k * VIDEO_HZ // fps)
         out.append(encoder.encode(picture, k == ask, k * SECOND // fps))
     return out
 
 
-def bps(encoded, fps: int = 30) -> float:
+def bps(encoded: list[tuple[bytes, bool]], fps: int = 30) -> float:
     return sum(len(data) for data, _ in encoded) * 8 * fps / len(encoded)
 
 

@@ -77,7 +77,7 @@ def test_what_waits_is_bounded_in_bytes_and_age():
     st.lists(st.tuples(st.integers(0, 50), st.integers(1, 1500)), max_size=100),
     st.integers(50_000, 3_000_000),
 )
-def test_each_packet_leaves_or_is_counted_and_the_rate_holds(pushes, bps):
+def test_each_packet_leaves_or_is_counted_and_the_rate_holds(pushes: list[tuple[int, int]], bps: int) -> None:
     pacer: Pacer[int] = Pacer(bps)
     now = sent = left = 0
     for gap_ms, size in pushes:

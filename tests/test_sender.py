@@ -1,5 +1,8 @@
 """What our sender touches of aiortc, and whole connections that send over loopback."""
 
+# pyright: reportPrivateUsage=false
+# the contract with aiortc is about names that it does not call public
+
 import asyncio
 import struct
 from fractions import Fraction
