@@ -5,6 +5,7 @@ CATALOG = {
     "asr.causal": "asr_causal:CausalAsr",
     "asr.pocketsphinx": "asr:PocketSphinxAsr",
     "agent.commands": "agent:CommandsAgent",
+    "llm.chat": "llm:LlmChat",
     "tts.stream": "tts:StreamTts",
     "video.overlay": "overlay:CaptionOverlay",
     "diffusion.stream": "diffusion:DiffusionStream",

@@ -1,0 +1,158 @@
+"""The client's side of the OpenAI chat-completions protocol, streaming.
+
+Source: OpenAI API reference, "Chat: streaming"; vLLM, llama.cpp's server and Ollama (`/v1`) speak it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import aiohttp
+
+from ..pipeline.clock import SECOND
+from .sse import EventStreamParser, EventTooLong, ServerEvent
+
+
+class EndpointFailed(Exception):
+    """The endpoint gave no whole answer. The words never hold its text, the key or the address."""
+
+    def __init__(self, reason: str, retry_after: int = 0) -> None:
+        super().__init__(reason)
+        self.retry_after = retry_after  # ns that the endpoint asks to be left alone; 0 when it asks nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Times in ns. Only text counts as a token: neither comments nor hidden reasoning do."""
+
+    connect: int
+    first_token: int  # from the request on, connecting included
+    between_tokens: int
+    response_bytes: int
+
+
+class ChatClient:
+    """One endpoint. Use it inside a running loop, close it at the end."""
+
+    def __init__(self, base_url: str, key: str, limits: Limits) -> None:
+        self._url = f"{base_url.rstrip('/')}/chat/completions"
+        self._limits = limits
+        headers = {"Accept": "text/event-stream", "Accept-Encoding": "identity"}
+        if key:
+            headers["Authorization"] = f"Bearer {key}"
+        timeout = aiohttp.ClientTimeout(total=None, connect=limits.connect / SECOND)
+        self._http = aiohttp.ClientSession(headers=headers, timeout=timeout)
+
+    async def close(self) -> None:
+        await self._http.close()
+
+    async def stream(self, request: Mapping[str, Any], put: Callable[[str], Awaitable[None]]) -> None:
+        """Ask, and put each piece of the answer as it comes; the time that `put` takes is not counted.
+
+        Cancelling closes the connection, by which servers learn to stop generating.
+        Raises: EndpointFailed.
+        """
+        limits = self._limits
+        progress = _Progress()
+        try:
+            async with asyncio.timeout(limits.first_token / SECOND) as limit:
+                # a redirect would carry the key and what was said to somewhere that nobody configured
+                async with self._http.post(
+                    self._url, json={**request, "stream": True}, allow_redirects=False
+                ) as response:
+                    _check(response)
+                    await self._read(response, put, limit, progress)
+        except TimeoutError as e:
+            if isinstance(e, aiohttp.ClientError):
+                raise EndpointFailed(f"no connection in {limits.connect / SECOND:g} s") from e
+            if progress.tokens:
+                reason = f"no further token in {limits.between_tokens / SECOND:g} s"
+            else:
+                reason = f"no token in {limits.first_token / SECOND:g} s"
+            raise EndpointFailed(reason) from e
+        except aiohttp.ClientConnectorError as e:
+            raise EndpointFailed(f"no connection ({type(e.os_error).__name__})") from e
+        except aiohttp.ClientError as e:
+            raise EndpointFailed(f"the connection broke ({type(e).__name__})") from e
+        except EventTooLong as e:
+            raise EndpointFailed(str(e)) from e
+
+    async def _read(
+        self,
+        response: aiohttp.ClientResponse,
+        put: Callable[[str], Awaitable[None]],
+        limit: asyncio.Timeout,
+        progress: _Progress,
+    ) -> None:
+        """Until the answer is whole: at a finish reason, [DONE], or a clean end after some text."""
+        loop = asyncio.get_running_loop()
+        parser = EventStreamParser()
+        left = self._limits.response_bytes
+        async for data in response.content.iter_any():
+            left -= len(data)
+            if left < 0:
+                raise EndpointFailed(f"the response is over {self._limits.response_bytes} bytes")
+            finished = False
+            for event in parser.feed(data):
+                text, ends = read_event(event)
+                if text:
+                    progress.tokens += 1
+                    limit.reschedule(None)  # a slow listener is no fault of the endpoint
+                    await put(text)
+                    limit.reschedule(loop.time() + self._limits.between_tokens / SECOND)
+                finished |= ends
+            if finished:
+                return  # at once: what may follow is usage figures
+        if not progress.tokens:
+            raise EndpointFailed("the response ended without an answer")
+
+
+@dataclass(slots=True)
+class _Progress:
+    tokens: int = 0
+
+
+def _check(response: aiohttp.ClientResponse) -> None:
+    if response.status != 200:
+        seconds = response.headers.get("Retry-After", "")
+        retry_after = (
+            int(seconds) * SECOND if seconds.isascii() and seconds.isdigit() and len(seconds) < 7 else 0
+        )
+        raise EndpointFailed(f"HTTP {response.status}", retry_after)
+    if response.content_type != "text/event-stream":
+        raise EndpointFailed(f"{response.content_type[:80]!r} came; text/event-stream is accepted")
+
+
+def read_event(event: ServerEvent) -> tuple[str, bool]:
+    """(text to say, is this the end?) of one event. Raises: EndpointFailed when it is no chat chunk."""
+    if event.data.strip() == "[DONE]":
+        return "", True
+    try:
+        chunk = json.loads(event.data)
+    except (ValueError, RecursionError) as e:
+        raise EndpointFailed("an event is not JSON") from e
+    if not isinstance(chunk, dict):
+        raise EndpointFailed("an event is not a JSON object")
+    fields = cast("dict[str, Any]", chunk)
+    if fields.get("error"):
+        raise EndpointFailed("the endpoint reported an error in the stream")
+    choices = fields.get("choices")
+    if not isinstance(choices, list):
+        raise EndpointFailed("an event has no list of choices")
+    if not choices:
+        return "", False  # usage figures
+    choice = cast("list[Any]", choices)[0]
+    if not isinstance(choice, dict):
+        raise EndpointFailed("a choice is not a JSON object")
+    parts = cast("dict[str, Any]", choice)
+    delta = parts.get("delta")
+    content = cast("dict[str, Any]", delta).get("content") if isinstance(delta, dict) else None
+    if content is not None and not isinstance(content, str):
+        raise EndpointFailed("the content of a delta is not text")
+    # JSON can spell half a character (a lone surrogate), which no further stage could encode
+    text = (content or "").encode(errors="replace").decode()
+    return text, parts.get("finish_reason") is not None
