@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ import pytest
 from aiohttp import web
 from penstock.pipeline.clock import MS, SECOND, ManualClock
 from penstock.pipeline.frame import TokenFrame
+from penstock.pipeline.session import Session
 from penstock.pipeline.stage import Flush, SetParams, StageError
 from penstock.stages.llm import LlmChat, read_key
 from pydantic import ValidationError
 
 from .fakes import Collected, FakeContext, feed
+from .graphs import compile_test, run_session, sink_of
 
 pytestmark = pytest.mark.net
 
@@ -131,32 +134,40 @@ class Talk:
         await self.stage.control(Flush("reply", self.ctx.epoch))
 
 
+@asynccontextmanager
+async def serving(*scripts: Script | web.Response) -> AsyncGenerator[tuple[Server, str], None]:
+    """A server of these scripts, and its base URL."""
+    server = Server(*scripts)
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", server.handle)
+    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.0)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        host, port = runner.addresses[0][:2]
+        yield server, f"http://{host}:{port}/v1"
+    finally:
+        await runner.cleanup()
+
+
 def talk(scene: Callable[[Talk], Awaitable[None]], *scripts: Script | web.Response, **options: Any) -> Talk:
     """Play a scene with a stage that is connected to a server of these scripts."""
 
     async def play() -> Talk:
-        server = Server(*scripts)
-        app = web.Application()
-        app.router.add_post("/v1/chat/completions", server.handle)
-        runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.0)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        host, port = runner.addresses[0][:2]
-        clock = ManualClock()
-        base: dict[str, Any] = {"base_url": f"http://{host}:{port}/v1", "model": "m", "system": ""}
-        stage = LlmChat(LlmChat.Options.model_validate(base | options))
-        ctx = FakeContext(clock)
-        stage.ctx = ctx
-        await stage.setup()
-        it = Talk(stage, ctx, server, clock)
-        try:
-            async with asyncio.timeout(20):
-                await scene(it)
-        finally:
-            await stage.close()
-            await runner.cleanup()
-        return it
+        async with serving(*scripts) as (server, url):
+            base: dict[str, Any] = {"base_url": url, "model": "m", "system": ""}
+            stage = LlmChat(LlmChat.Options.model_validate(base | options))
+            clock = ManualClock()
+            ctx = FakeContext(clock)
+            stage.ctx = ctx
+            await stage.setup()
+            it = Talk(stage, ctx, server, clock)
+            try:
+                async with asyncio.timeout(20):
+                    await scene(it)
+            finally:
+                await stage.close()
+            return it
 
     return asyncio.run(play())
 
@@ -369,6 +380,46 @@ def test_a_flush_told_late_spares_the_next_reply() -> None:
     talk(scene, in_two_halves)
 
 
+GRAPH = """
+penstock: 1
+graph: talk
+nodes:
+  ears:  {use: test.tokens, frames: 2, every_ms: 1}
+  agent: {use: llm.chat, in: {heard: ears.text}, scope: reply, base_url: "%s", model: m, system: ""}
+  out:   {use: test.sink, in: {text: agent.say}}
+"""
+
+
+def test_in_a_session_a_barge_in_ends_one_reply_and_the_next_question_is_answered() -> None:
+    async def play() -> None:
+        listening, first = asyncio.Event(), asyncio.Event()
+
+        async def story(write: Write) -> None:
+            await listening.wait()
+            await stalls(delta("Once upon"))(write)
+
+        async def barge_in(session: Session) -> None:
+            session.listen(lambda event: first.set() if event.name == "llm_first_token" else None)
+            listening.set()
+            await first.wait()
+            session.interrupt("reply")
+
+        async with serving(story, sends(HELLO)) as (server, url), asyncio.timeout(20):
+            session = await run_session(compile_test(GRAPH % url), meanwhile=barge_in)
+            await server.gone.wait()
+        assert [m["content"] for m in server.requests[1]["messages"]] == ["0", "Once upon", "1"]
+        heard = [f for _, _, f in sink_of(session).got if f.epoch == 1]
+        assert [(f.text, f.utterance, f.end) for f in heard] == [
+            ("", 1, True),
+            ("Hel", 2, False),
+            ("lo é☃.", 2, False),
+            ("", 2, True),
+        ]
+        assert session.runners["agent"].restarts == 0
+
+    asyncio.run(play())
+
+
 def test_the_key_is_sent_and_never_told(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -399,7 +450,11 @@ def test_keys_are_read_from_where_they_are(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_missing_key_fails_at_the_start() -> None:
-    stage = LlmChat(LlmChat.Options(base_url="http://localhost/v1", model="m", key="env:TEST_NO_SUCH"))
+    stage = LlmChat(
+        LlmChat.Options.model_validate(
+            {"base_url": "http://localhost/v1", "model": "m", "key": "env:TEST_NO_SUCH"}
+        )
+    )
     stage.ctx = FakeContext()
     with pytest.raises(StageError, match="TEST_NO_SUCH"):
         asyncio.run(stage.setup())
