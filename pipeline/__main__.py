@@ -88,7 +88,9 @@ def serve(
 
     def on_ready(url: str) -> None:
         err.print(
-            f"[bold green]ready[/]  {', '.join(plans)}  →  [bold]{url}[/]   (Ctrl-C stops)", highlight=False
+            f"[bold green]ready[/]  {', '.join(plans)}  →  [bold]{url}[/]   (Ctrl-C stops)",
+            highlight=False,
+            soft_wrap=True,
         )
 
     asyncio.run(
@@ -197,7 +199,11 @@ def netlab(
     written = lab.read_file(script) if script else {"up": way, "down": way}
 
     def on_ready(url: str) -> None:
-        err.print(f"[bold green]ready[/]  {server} through a bad network  →  [bold]{url}[/]", highlight=False)
+        err.print(
+            f"[bold green]ready[/]  {server} through a bad network  →  [bold]{url}[/]",
+            highlight=False,
+            soft_wrap=True,
+        )
 
     asyncio.run(lab.serve(server, written, port=port, seed=seed, on_ready=on_ready))
 
