@@ -237,7 +237,7 @@ def import_s() -> float:
         return time.perf_counter() - started
 
     load = (
-        "import penstock.pipeline.__main__, penstock.transport.server\n"
+        "import penstock.pipeline.cli, penstock.transport.server\n"
         "from penstock.pipeline import library\n"
         "library.load_all(['studio'])"
     )

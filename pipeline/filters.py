@@ -39,4 +39,6 @@ def parse_filters(texts: list[str]) -> Filters:
         if field in given or {field, *given} >= {"delay", "match"}:
             raise ValueError(f"filter {text.strip()!r}: {call[1]} is given twice")
         given[field] = matched[1] if matched else parse_duration(call[2])
+        if not given[field]:
+            raise ValueError(f"filter {text.strip()!r}: the time must be more than 0")
     return Filters(**given)  # pyright: ignore[reportArgumentType] - each field gets its own kind above

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -27,6 +29,9 @@ class Report:
     media_s: float  # length of the media that went in
     wall_s: float
     frames: int  # that reached the sinks
+    written: tuple[str, ...]  # sinks that got something
+    missing: tuple[str, ...]  # sinks that did not
+    stopped: bool  # by a signal, before the media ended
     stats: dict[str, Any]
 
     @property
@@ -56,12 +61,27 @@ def live_ends(
         )
     if sinks and not has_out:
         raise StageError(f"graph {plan.name!r} has no webrtc.out for --out to stand in for")
+    for sink in sinks:
+        if source and _same_file(source, sink):
+            raise StageError(f"--out {sink} is the file of --in: writing would destroy what is read")
     ends = importlib.import_module(f"{_ROOT}.transport.file_ends")
     if source:
         bindings["webrtc.in"] = ends.source(source, progress)
     if sinks:
         bindings["webrtc.out"] = ends.sink(sinks)
     return bindings
+
+
+def _same_file(a: str, b: str) -> bool:
+    try:
+        return os.path.samefile(a, b)
+    except (OSError, ValueError):  # one is no file, or not yet
+        return False
+
+
+def _is_written(sink: str) -> bool:
+    """A URL is taken at its word; a file must be there."""
+    return "://" in sink or Path(sink).exists()
 
 
 async def run_files(plan: Plan, source: str | None, sinks: list[str], console: Console) -> Report:
@@ -94,12 +114,21 @@ async def run_files(plan: Plan, source: str | None, sinks: list[str], console: C
         ended = asyncio.create_task(session.wait(), name="run/wait")
         stop = asyncio.create_task(stopped.wait(), name="run/stop")
         await asyncio.wait([ended, stop], return_when=asyncio.FIRST_COMPLETED)
-        if not ended.done():
-            console.print("[yellow]stopped[/]; what was written so far is kept", highlight=False)
+        interrupted = not ended.done()
+        if interrupted:
+            console.print("stopping; what was written so far is kept", highlight=False)
             await session.close("stopped by a signal")
             await ended
         stop.cancel()
     if session.failure:
         raise StageError(session.failure)
     sinks_frames = sum(r.processed for r in session.runners.values() if not r.plan.cls.ports.outputs)
-    return Report(seen / SECOND, (clock.now() - start) / SECOND, sinks_frames, session.stats())
+    return Report(
+        media_s=seen / SECOND,
+        wall_s=(clock.now() - start) / SECOND,
+        frames=sinks_frames,
+        written=tuple(s for s in sinks if _is_written(s)),
+        missing=tuple(s for s in sinks if not _is_written(s)),
+        stopped=interrupted,
+        stats=session.stats(),
+    )

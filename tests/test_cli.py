@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 from penstock.pipeline import library
-from penstock.pipeline.__main__ import main
+from penstock.pipeline.cli import cli
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
     monkeypatch.setattr("sys.argv", ["penstock", *args])
     with pytest.raises(SystemExit) as ended:
-        main()
+        cli()
     return int(ended.value.code or 0)
 
 

@@ -1,0 +1,258 @@
+"""The command line: serve, run, check, graph, stages, netlab."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import sys
+from enum import StrEnum
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from . import library, logs, notify, service_commands
+from .errors import GraphError
+from .stage import StageError
+from .units import parse_duration
+
+_ROOT = __name__.split(".")[0]
+
+app = typer.Typer(
+    help="Live AI on audio and video: graphs of streaming stages behind WebRTC.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(service_commands.app, name="service")
+out = Console()
+err = Console(stderr=True)
+
+
+class Picture(StrEnum):
+    text = "text"
+    mermaid = "mermaid"
+    dot = "dot"
+
+
+def _version(value: bool) -> None:
+    if value:
+        try:
+            print(f"penstock {version('penstock')}")
+        except PackageNotFoundError:
+            print("penstock (not installed)")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error")] = "info",
+    log_json: Annotated[
+        bool | None, typer.Option("--log-json/--log-text", help="default: JSON where stderr is no terminal")
+    ] = None,
+    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print it")] = False,
+) -> None:
+    try:
+        logs.setup(log_level, log_json)
+    except ValueError as e:
+        raise typer.BadParameter(str(e), param_hint="--log-level") from e
+
+
+@app.command()
+def serve(
+    graphs: Annotated[
+        list[str] | None, typer.Argument(help="graph files or names; default: all embedded ones")
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="address to listen on; other than loopback needs a token")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one")] = 8080,
+    token: Annotated[
+        str, typer.Option(envvar="PENSTOCK_TOKEN", help="clients must send it as Bearer", show_default=False)
+    ] = "",
+    max_sessions: Annotated[
+        int, typer.Option(min=1, max=1000, help="more get 503; 8 at most from one address")
+    ] = 16,
+    drain: Annotated[str, typer.Option(help="what running sessions get when told to stop (SIGTERM)")] = "10s",
+) -> None:
+    """Serve graphs to browsers and other WebRTC clients; the page is at http://127.0.0.1:8080."""
+    plans = library.load_all(graphs or [])
+    try:
+        drain_ns, sockets = parse_duration(drain), notify.listen_sockets()
+    except ValueError as e:
+        raise typer.BadParameter(str(e)) from e
+    daemon = importlib.import_module(f"{_ROOT}.transport.daemon")
+
+    def on_ready(url: str) -> None:
+        err.print(
+            f"[bold green]ready[/]  {', '.join(plans)}  →  [bold]{url}[/]   (Ctrl-C stops)",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    asyncio.run(
+        daemon.serve(
+            plans,
+            host=host,
+            port=port,
+            token=token or None,
+            max_sessions=max_sessions,
+            drain=drain_ns,
+            sockets=sockets,
+            on_ready=on_ready,
+        )
+    )
+
+
+@app.command()
+def run(
+    graph: Annotated[str, typer.Argument(help="a graph file or an embedded graph's name")],
+    source: Annotated[
+        str | None, typer.Option("--in", help="file, URL (rtsp, http), device (/dev/video0) or synthetic:10s")
+    ] = None,
+    sinks: Annotated[
+        list[str] | None,
+        typer.Option("--out", help=".mp4 .mkv .webm .wav .vtt .srt .txt .jsonl; may be repeated"),
+    ] = None,
+) -> None:
+    """Run a graph on files, faster than real time: the live ends become --in and --out."""
+    from .headless import run_files
+
+    plan = library.load_all([graph]).popitem()[1]
+    report = asyncio.run(run_files(plan, source, sinks or [], err))
+    word = "[yellow]stopped[/]" if report.stopped else "[green]done[/]"
+    err.print(
+        f"{word}  {report.media_s:.1f} s of media in {report.wall_s:.1f} s ({report.speed:.1f}× real time)"
+        + "".join(f"\n      {sink}" for sink in report.written),
+        highlight=False,
+        soft_wrap=True,
+    )
+    for sink in report.missing:
+        err.print(
+            f"[bold red]error:[/] {_plain(sink)} was not written: the graph gave it nothing", soft_wrap=True
+        )
+    if report.stopped or report.missing:
+        raise typer.Exit(130 if report.stopped else 1)
+
+
+@app.command()
+def check(
+    graphs: Annotated[
+        list[str] | None, typer.Argument(help="graph files or names; default: all embedded")
+    ] = None,
+) -> None:
+    """Compile graphs without running them; tells every fault with file, line and column."""
+    failed = False
+    for name in graphs or list(library.embedded()):
+        try:
+            plan = library.load_all([name]).popitem()[1]
+        except StageError as e:
+            failed = True
+            _complain(e)
+        else:
+            edges = sum(1 for _ in plan.edges())
+            out.print(
+                f"[green]ok[/]  {plan.path}: {len(plan.nodes)} nodes, {edges} edges",
+                highlight=False,
+                soft_wrap=True,
+            )
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def graph(
+    name: Annotated[str, typer.Argument(help="a graph file or an embedded graph's name")],
+    form: Annotated[Picture, typer.Option("--format", help="how to draw it")] = Picture.text,
+) -> None:
+    """Draw a graph."""
+    from .picture import PICTURES
+
+    print(PICTURES[form.value](library.load_all([name]).popitem()[1]))
+
+
+@app.command()
+def explain(
+    name: Annotated[str, typer.Argument(help="a graph file or an embedded graph's name")],
+) -> None:
+    """Tell the worst-case latency of a graph's paths, and what its slo asks."""
+    from .explain import explain as text
+
+    print(text(library.load_all([name]).popitem()[1]))
+
+
+@app.command()
+def netlab(
+    server: Annotated[str, typer.Argument(help="the running server's URL")] = "http://127.0.0.1:8080",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="browsers open this one")] = 8090,
+    loss: Annotated[str, typer.Option(help="share of packets lost, as 5%")] = "0%",
+    burst: Annotated[float, typer.Option(min=1, help="mean length of a run of losses, packets")] = 1,
+    delay: Annotated[str, typer.Option(help="one way, as 25ms")] = "0ms",
+    jitter: Annotated[str, typer.Option(help="up to, as 10ms")] = "0ms",
+    rate: Annotated[str, typer.Option(help="limit in bits per second, as 500k; 0: none")] = "0",
+    script: Annotated[
+        Path | None,
+        typer.Option(help="YAML: up, down and script, each direction and step apart (docs/netlab.md)"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="the same seed loses the same packets")] = 0,
+) -> None:
+    """Put a bad network in front of a running server: loss, delay, jitter, limits, scripted in time."""
+    lab = importlib.import_module(f"{_ROOT}.transport.netlab")
+    way: dict[str, object] = {"loss": loss, "burst": burst, "delay": delay, "jitter": jitter}
+    if rate != "0":
+        way["rate"] = rate
+    written = lab.read_file(script) if script else {"up": way, "down": way}
+
+    def on_ready(url: str) -> None:
+        err.print(
+            f"[bold green]ready[/]  {server} through a bad network  →  [bold]{url}[/]",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    asyncio.run(lab.serve(server, written, port=port, seed=seed, on_ready=on_ready))
+
+
+@app.command()
+def stages() -> None:
+    """List the stages that `use:` may name, with their ports."""
+    from . import registry
+
+    table = Table("use", "inputs", "outputs", "about", box=None, header_style="bold")
+    for use in sorted(registry.catalog()):
+        try:
+            cls = registry.load(use)
+        except StageError as e:
+            table.add_row(use, "", "", f"[red]{e}[/]")
+            continue
+        about = (cls.__doc__ or "").strip().splitlines()
+        table.add_row(use, " ".join(cls.ports.inputs), " ".join(cls.ports.outputs), about[0] if about else "")
+    out.print(table)
+
+
+def _complain(error: Exception) -> None:
+    if isinstance(error, GraphError):
+        for fault in error.faults:
+            place = f"{_plain(error.path)}:{fault.line}:{fault.column}:"
+            err.print(f"[bold]{place}[/] {_plain(fault.message)}", highlight=False, soft_wrap=True)
+    else:
+        err.print(f"[bold red]error:[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+def cli() -> None:
+    """Run the command line: faults in words and exit code 1, Ctrl-C without a traceback and 130."""
+    try:
+        app()
+    except (GraphError, StageError, OSError) as e:
+        _complain(e)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
