@@ -13,7 +13,7 @@ _SAID = (
     "hello stop start help pencil neon cartoon thermal noir pixel watercolor blueprint normal sketch style make "
     "it show me switch to turn on off what do you see time please thanks"
 )
-WORDS: list[str] = _SAID.split()
+WORDS: list[str] = [*_SAID.split()]
 MAX_S = 3.9  # fits the fixture's window of 4 s
 
 
