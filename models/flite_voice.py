@@ -106,6 +106,7 @@ class FliteVoice:
                 utterance = self._lib.flite_synth_text(plain.encode("ascii"), self._voice)
                 if utterance:
                     self._lib.delete_utterance(utterance)
+                self._lib.feat_set_float(features, b"duration_stretch", 1.0)
             finally:
                 _running.clear()
         if job.error is not None:
@@ -118,6 +119,8 @@ _running: list[_Job] = []  # the one call that holds the lock
 
 def _on_audio(wave: Any, start: int, size: int, last: int, info: Any) -> int:
     """Called by flite as samples get ready; an exception must not cross C."""
+    if not _running:
+        return _CONTINUE  # somebody else synthesises with this voice: flite has one for the whole process
     job = _running[0]
     try:
         if job.should_stop():
