@@ -119,7 +119,7 @@ def run(
         typer.Option("--out", help=".mp4 .mkv .webm .wav .vtt .srt .txt .jsonl; may be repeated"),
     ] = None,
 ) -> None:
-    """Run a graph on files, faster than real time: the live ends become --in and --out."""
+    """Run a graph on files, as fast as the machine allows: the live ends become --in and --out."""
     from .headless import run_files
 
     plan = library.load_all([graph]).popitem()[1]

@@ -1,4 +1,4 @@
-"""Runs a graph from files to files, faster than real time, with a progress bar."""
+"""Runs a graph from files to files, as fast as the machine allows, with a progress bar."""
 
 from __future__ import annotations
 
