@@ -9,13 +9,14 @@ Source: https://github.com/festvox/flite 2.2 (BSD-style), include/cst_audio.h, c
 from __future__ import annotations
 
 import ctypes as C
-import threading
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import numpy as np
 
+from . import flite_lib
+from .flite_lib import LOCK, RATE_HZ, AudioCallback, FliteMissing, VoiceHead
 from .voice import Mark, Marked, NoVoice, Sink, Spoken, speakable
 
 VOICES = ("rms", "slt", "awb", "kal16")  # best understood first
@@ -23,36 +24,6 @@ VOICES = ("rms", "slt", "awb", "kal16")  # best understood first
 _CHUNK_MS = 40
 _STOP, _CONTINUE = -1, 0  # CST_AUDIO_STREAM_STOP, CST_AUDIO_STREAM_CONT
 _TOKEN_BEGINS = b"R:Token.daughter1.R:SylStructure.daughter1.daughter1.R:Segment.p.end"
-
-# flite has one set of global tables for all voices; nothing in it may run twice at once
-_LOCK = threading.Lock()
-
-
-class _Wave(C.Structure):
-    _fields_ = (
-        ("type", C.c_char_p),
-        ("sample_rate", C.c_int),
-        ("num_samples", C.c_int),
-        ("num_channels", C.c_int),
-        ("samples", C.POINTER(C.c_short)),
-    )
-
-
-class _StreamingInfo(C.Structure):
-    _fields_ = (
-        ("min_buffsize", C.c_int),
-        ("asc", C.c_void_p),
-        ("utt", C.c_void_p),
-        ("item", C.c_void_p),
-        ("userdata", C.c_void_p),
-    )
-
-
-class _VoiceHead(C.Structure):
-    _fields_ = (("name", C.c_char_p), ("features", C.c_void_p))
-
-
-_CallbackType = C.CFUNCTYPE(C.c_int, C.POINTER(_Wave), C.c_int, C.c_int, C.c_int, C.POINTER(_StreamingInfo))
 
 
 class _Job:
@@ -78,16 +49,19 @@ class _Job:
 class FliteVoice:
     """One of flite's voices."""
 
-    rate_hz = 16_000
+    rate_hz = RATE_HZ
 
     def __init__(self, voice: str = "rms") -> None:
         """Raises: NoVoice when there is no such voice, or its library is missing."""
         if voice not in VOICES:
             raise NoVoice(f"flite has no voice {voice!r} here; known: {', '.join(VOICES)}")
         self.name = f"flite:{voice}"
-        with _LOCK:
-            self._lib = _library()
-            self._voice = _registered(voice)
+        try:
+            with LOCK:
+                self._lib = flite_lib.library()
+                self._voice = _registered(voice)
+        except FliteMissing as e:
+            raise NoVoice(str(e)) from e
 
     def synthesise(
         self, text: str, sink: Sink, should_stop: Callable[[], bool], *, rate: float = 1.0
@@ -96,12 +70,12 @@ class FliteVoice:
         if not any(c.isalnum() for c in plain):
             return  # flite would say nothing, but say it for a while
         job = _Job(text, plain, sink, should_stop)
-        with _LOCK:
+        with LOCK:
             if should_stop():
                 return
             _running.append(job)
             try:
-                features = C.cast(self._voice, C.POINTER(_VoiceHead)).contents.features
+                features = C.cast(self._voice, C.POINTER(VoiceHead)).contents.features
                 self._lib.feat_set_float(features, b"duration_stretch", 1 / rate)
                 utterance = self._lib.flite_synth_text(plain.encode("ascii"), self._voice)
                 if utterance:
@@ -136,12 +110,12 @@ def _on_audio(wave: Any, start: int, size: int, last: int, info: Any) -> int:
     return _CONTINUE
 
 
-_CALLBACK = _CallbackType(_on_audio)  # referenced here: C keeps only the address
+_CALLBACK = AudioCallback(_on_audio)  # referenced here: C keeps only the address
 
 
 def _marks(utterance: int | None, plain: str) -> list[Mark]:
     """When each written word begins; flite knows before it makes the first sample."""
-    lib = _library()
+    lib = flite_lib.library()
     marks: list[Mark] = []
     if not utterance:
         return marks
@@ -157,53 +131,18 @@ def _marks(utterance: int | None, plain: str) -> list[Mark]:
         at = found + len(name)
         blank = plain.find(" ", at)
         until = len(plain) if blank < 0 else blank + 1
-        marks.append(Mark(until, round(begins * FliteVoice.rate_hz)))
+        marks.append(Mark(until, round(begins * RATE_HZ)))
     return marks
-
-
-def _load(name: str) -> C.CDLL:
-    try:
-        return C.CDLL(name, mode=C.RTLD_GLOBAL)  # the voices look for symbols of the main library
-    except OSError as e:
-        raise NoVoice(f"{name} is missing: install libflite1 (apt install libflite1)") from e
 
 
 @cache
 def _registered(voice: str) -> int:
     """The C voice, set up to stream. Once a process: flite gives the same one to all who ask."""
-    lib = _library()
-    register = getattr(_load(f"libflite_cmu_us_{voice}.so.1"), f"register_cmu_us_{voice}")
-    register.restype, register.argtypes = C.c_void_p, [C.c_char_p]
-    pointer = register(None)
+    lib = flite_lib.library()
+    pointer = flite_lib.voice(voice)
     info = lib.new_audio_streaming_info()
-    info.contents.min_buffsize = FliteVoice.rate_hz * _CHUNK_MS // 1000
+    info.contents.min_buffsize = RATE_HZ * _CHUNK_MS // 1000
     info.contents.asc = C.cast(_CALLBACK, C.c_void_p).value
-    features = C.cast(pointer, C.POINTER(_VoiceHead)).contents.features
+    features = C.cast(pointer, C.POINTER(VoiceHead)).contents.features
     lib.feat_set(features, b"streaming_info", lib.audio_streaming_info_val(info))
-    return int(pointer)
-
-
-@cache
-def _library() -> C.CDLL:
-    lib = _load("libflite.so.1")
-    for name in ("libflite_cmulex.so.1", "libflite_usenglish.so.1"):
-        _load(name)
-    signatures: dict[str, tuple[Any, list[Any]]] = {
-        "flite_init": (C.c_int, []),
-        "new_audio_streaming_info": (C.POINTER(_StreamingInfo), []),
-        "audio_streaming_info_val": (C.c_void_p, [C.POINTER(_StreamingInfo)]),
-        "feat_set": (None, [C.c_void_p, C.c_char_p, C.c_void_p]),
-        "feat_set_float": (None, [C.c_void_p, C.c_char_p, C.c_float]),
-        "flite_synth_text": (C.c_void_p, [C.c_char_p, C.c_void_p]),
-        "delete_utterance": (None, [C.c_void_p]),
-        "utt_relation": (C.c_void_p, [C.c_void_p, C.c_char_p]),
-        "relation_head": (C.c_void_p, [C.c_void_p]),
-        "item_next": (C.c_void_p, [C.c_void_p]),
-        "ffeature_float": (C.c_float, [C.c_void_p, C.c_char_p]),
-        "ffeature_string": (C.c_char_p, [C.c_void_p, C.c_char_p]),
-    }
-    for name, (result, arguments) in signatures.items():
-        function = getattr(lib, name)
-        function.restype, function.argtypes = result, arguments
-    lib.flite_init()
-    return lib
+    return pointer
