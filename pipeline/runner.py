@@ -20,7 +20,7 @@ from .replacement import Replace
 from .stage import Control, Dropped, Flush, Pool, Stage, StageError
 
 if TYPE_CHECKING:
-    from .session import Session
+    from .session import Session, SessionEvent
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +100,9 @@ class Runner:
 
     def emit(self, event: str, **fields: object) -> None:
         self._session.notify(self.node, event, fields, self.clock.now())
+
+    def listen(self, callback: Callable[[SessionEvent], None]) -> Callable[[], None]:
+        return self._session.listen(callback)
 
     def set_params(self, node: str, values: Mapping[str, object]) -> None:
         self._session.set_params(node, values)

@@ -18,6 +18,7 @@ from .frame import Frame, Gap
 if TYPE_CHECKING:
     from .degrade import Quality
     from .rows import Admission, Demand, Row, RowModel
+    from .session import SessionEvent
 
 T = TypeVar("T")
 
@@ -159,6 +160,10 @@ class Context(Protocol):
 
     def emit(self, event: str, **fields: object) -> None:
         """Tell the session's listeners (page, MQTT, cancel rules). Never blocks."""
+        ...
+
+    def listen(self, callback: Callable[[SessionEvent], None]) -> Callable[[], None]:
+        """Hear each event of the session, on the loop; it must not block. Returns how to stop that."""
         ...
 
     def set_params(self, node: str, values: Mapping[str, object]) -> None:

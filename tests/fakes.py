@@ -13,6 +13,7 @@ from penstock.pipeline.degrade import Quality
 from penstock.pipeline.frame import AudioFrame, Frame
 from penstock.pipeline.pool_threads import make_model
 from penstock.pipeline.rows import Admission, Again, Demand, ModelSpec, Row, RowModel
+from penstock.pipeline.session import SessionEvent
 from penstock.pipeline.stage import Stage
 
 T = TypeVar("T")
@@ -63,6 +64,7 @@ class FakeContext:
         self.events: list[tuple[str, dict[str, object]]] = []
         self.params: list[tuple[str, dict[str, object]]] = []
         self.interrupts: list[str] = []
+        self.listeners: list[Callable[[SessionEvent], None]] = []
         self.pools = InlinePool()
 
     def pool(self, name: str | None = None) -> InlinePool:
@@ -70,6 +72,10 @@ class FakeContext:
 
     def emit(self, event: str, **fields: object) -> None:
         self.events.append((event, fields))
+
+    def listen(self, callback: Callable[[SessionEvent], None]) -> Callable[[], None]:
+        self.listeners.append(callback)
+        return lambda: self.listeners.remove(callback)
 
     def set_params(self, node: str, values: Mapping[str, object]) -> None:
         self.params.append((node, dict(values)))

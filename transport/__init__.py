@@ -5,5 +5,6 @@ CATALOG = {
     "webrtc.out": "webrtc_stages:WebRtcOut",
     "file.in": "file_in:FileIn",
     "file.out": "file_out:FileOut",
+    "media.record": "record_stage:Record",
     "synthetic.in": "synthetic:SyntheticIn",
 }

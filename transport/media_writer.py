@@ -46,6 +46,7 @@ CONTAINERS = {
     ".webm": Container("webm", "libvpx", "libopus", _CRASH_SAFE),
     ".ts": Container("mpegts", "libx264", "aac"),
     ".m4a": Container("ipod", "", "aac", (("movflags", "+faststart"),)),
+    ".mka": Container("matroska", "", "aac", _CRASH_SAFE),
     ".mp3": Container("mp3", "", "libmp3lame"),
     ".flac": Container("flac", "", "flac"),
     ".ogg": Container("ogg", "", "libopus"),
@@ -88,13 +89,17 @@ class MediaWriter:
     """One file: encodes what comes and writes it when all of `expected` ("video", "audio") have begun.
 
     A file is written beside itself as `NAME.part.SUFFIX` and renamed by `finish`; a .part.mkv or .part.webm is
-    playable as it is when the process died. `origin` is the time that the file starts at, ns.
+    playable as it is when the process died. `origin` is the time that the file starts at, ns; `late_start` how
+    long it waits for an expected stream that has not begun.
 
     Raises, when made: StageError when the place cannot be written to.
     """
 
-    def __init__(self, path: str, expected: frozenset[str], origin: int = 0) -> None:
+    def __init__(
+        self, path: str, expected: frozenset[str], origin: int = 0, *, late_start: int = _WAIT
+    ) -> None:
         self.path, self.origin = path, origin
+        self._late_start = late_start
         self.skipped = 0  # pictures whose time did not move on
         self._kind = container_of(path)
         kinds = {"video": self._kind.video, "audio": self._kind.audio}
@@ -253,7 +258,7 @@ class MediaWriter:
         self._held += packets
         self._held_bytes += sum(p.size for p in packets)
         begun = {k for k, s in (("video", self._video), ("audio", self._audio)) if s is not None}
-        if self._expected <= begun or self._newest > _WAIT or self._held_bytes > _WAIT_BYTES:
+        if self._expected <= begun or self._newest > self._late_start or self._held_bytes > _WAIT_BYTES:
             if "audio" in self._expected and self._audio is None:
                 self._audio = self._add_audio(48_000, 1)  # it may still begin: a voice that answers late
             self._start()

@@ -46,6 +46,7 @@ function become(next, detail = "") {
   $("trouble").hidden = next !== "waiting" && next !== "failed";
   $("leave").hidden = next === "idle" || next === "failed";
   $("rtt").hidden = next !== "live";
+  if (next !== "live") $("recording").hidden = true;
   $("start").disabled = $("start-quiet").disabled = next === "connecting";
   $("start").textContent = next === "connecting" ? "Connecting…" : "Start";
   $("chat-line").disabled = $("chat-send").disabled = next !== "live";
@@ -168,6 +169,10 @@ const HANDLERS = {
     if (name === "speech_end") $("mic").classList.remove("heard");
     if (name === "restart") note(`Stage ${from} failed and was restarted: ${fields.error}`);
     if (name === "failed") note(`Stage ${from} failed and is off: ${fields.error}`, { bad: true });
+    if (name === "recording") {
+      $("recording").hidden = !fields.on;
+      if (fields.reason) note(`The recording has stopped: ${fields.reason}`, { bad: true });
+    }
     if (from === "session" && name === "closed") link?.ends(fields.reason);
   },
   params({ node, values }) { params.update(node, values); },
