@@ -4,6 +4,7 @@ CATALOG = {
     "vad.silero": "vad:SileroVad",
     "asr.causal": "asr_causal:CausalAsr",
     "asr.pocketsphinx": "asr:PocketSphinxAsr",
+    "turn.detector": "turn:TurnDetector",
     "agent.commands": "agent:CommandsAgent",
     "llm.chat": "llm:LlmChat",
     "tts.stream": "tts:StreamTts",

@@ -19,7 +19,8 @@ class SileroVad(Stage):
     """Silero VAD with hysteresis.
 
     Puts `speech_start` and `speech_end` events; their pts is when the voice began or ended (it began some
-    windows before it was sure), `fields.late_ms` how much audio later that was known. Speech needs
+    windows before it was sure), `fields.late_ms` how much audio later that was known. `probability` has
+    `speech_probability` for each window, from `pts` to `fields.until`. Speech needs
     `min_speech_ms` above `threshold` to start and `min_silence_ms` below `threshold − 0.15` to end; in
     between nothing changes. Cannot tell one speaker from another, or the agent's own echo from a person:
     the browser's echo canceller has to.
@@ -27,7 +28,10 @@ class SileroVad(Stage):
 
     ports = Ports(
         inputs={"audio": In(AudioFrame)},
-        outputs={"speech": Out(EventFrame, origin="token")},
+        outputs={
+            "speech": Out(EventFrame, origin="token"),
+            "probability": Out(EventFrame, origin="state"),  # many a second: read, not announced
+        },
     )
 
     class Params(BaseModel):
@@ -61,7 +65,10 @@ class SileroVad(Stage):
         while len(self._pending) >= WINDOW:
             window, self._pending = self._pending[:WINDOW], self._pending[WINDOW:]
             # on the loop: 0.1 ms is less than the way to a thread and back
-            self._decide(self._model.step(window, self._state), out)
+            probability = self._model.step(window, self._state)
+            if "probability" in self.ctx.connected:
+                self._tell(probability, out)
+            self._decide(probability, out)
             self._index += WINDOW
 
     def gap(self, port: str, gap: Gap, out: Outputs) -> None:
@@ -91,6 +98,14 @@ class SileroVad(Stage):
             if self._quiet * _WINDOW_MS >= p.min_silence_ms:
                 self._speaking = False
                 self._put("speech_end", self._index - (self._quiet - 1) * WINDOW, probability, out)
+
+    def _tell(self, probability: float, out: Outputs) -> None:
+        until = self._audio.pts_of(self._index + WINDOW)
+        fields = {"probability": round(probability, 3), "until": until}
+        pts = self._audio.pts_of(self._index)
+        out.post(
+            "probability", EventFrame(pts=pts, epoch=out.epoch, name="speech_probability", fields=fields)
+        )
 
     def _put(self, name: str, index: int, probability: float, out: Outputs) -> None:
         pts = self._audio.pts_of(index)
