@@ -150,7 +150,8 @@ class _Block(nn.Module):
         q, k = turn(q, cos, sin), turn(k, cos, sin)
         if cache is not None:
             k, v = cache.update(k, v, layer)
-        y = F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=True)
+        with torch.autocast(x.device.type, enabled=False):  # in bf16 its backward is slower on a CPU
+            y = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask, enable_gqa=True).to(q)
         x = x + self.out(y.transpose(1, 2).reshape(b, t, -1))
         gate, up = self.up(self.before_mlp(x)).chunk(2, -1)
         return x + self.down(F.silu(gate) * up)

@@ -1,6 +1,6 @@
 """Trains the toy VLM on its synthetic world, on one CPU thread, in well under an hour.
 
-    python -m penstock.models.training.toy_vlm --minutes 36
+    python -m penstock.models.training.toy_vlm --work /tmp/toy
 
 First the eye learns what is in a picture and how it moves (the world knows); then it is frozen, a bank of
 streams is looked at once, and the decoder learns to narrate and to answer from it. Each lesson has the layout
@@ -97,18 +97,13 @@ def eye_loss(seen: Seen, moments: list[Moment]) -> Tensor:
     return loss
 
 
-def train_eye(eye: Eye, seconds: float, seed: int, bar: Progress) -> None:
-    task = bar.add_task("eye", total=seconds)
-    optimiser = torch.optim.AdamW(eye.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.02)
-    for step, spent in _until(seconds):
-        batches = [watch((seed, 1, step, i), 8) for i in range(14)]
+def train_eye(eye: Eye, course: Course) -> None:
+    for step in course:
+        batches = [watch((course.seed, 1, step, i), 8) for i in range(14)]
         moments = [m for b in batches for m in b[2]]
-        seen = eye(torch.cat([b[0] for b in batches]), torch.cat([b[1] for b in batches]))
-        loss = eye_loss(seen, moments)
-        _step(optimiser, loss, eye, 2.5e-3, spent / seconds, step)
-        bar.update(task, completed=spent, description=f"eye {step} loss {loss.item():.3f}")
-        if step % 50 == 0:
-            bar.console.print(f"eye {step} {spent:.0f}s loss {loss.item():.3f}")
+        with torch.autocast("cpu", torch.bfloat16):
+            seen = eye(torch.cat([b[0] for b in batches]), torch.cat([b[1] for b in batches]))
+        course.learn(eye_loss(Seen(*(part.float() for part in seen)), moments))
 
 
 @torch.no_grad()
@@ -196,25 +191,22 @@ def forward(model: ToyVlm, lessons: list[Lesson]) -> tuple[Tensor, Tensor]:
             whole.append(x.stream.whole[tick])
     decoder = model.decoder
     pictures = decoder.picture(torch.stack(slots), torch.stack(whole)).flatten(0, 1)
-    x = decoder.words(ids).index_put((torch.cat(rows), torch.cat(where)), pictures)
+    x = decoder.words(ids).index_put((torch.cat(rows), torch.cat(where)), pictures.float())
     return decoder(x, positions, mask[:, None]), labels
 
 
-def train_decoder(model: ToyVlm, streams: list[Stream], seconds: float, seed: int, bar: Progress) -> None:
-    task = bar.add_task("decoder", total=seconds)
-    rng = np.random.default_rng((seed, 3))
-    optimiser = torch.optim.AdamW(model.decoder.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.05)
+def train_decoder(model: ToyVlm, streams: list[Stream], course: Course) -> None:
     weight = torch.ones(model.decoder.words.num_embeddings)
     weight[_SILENCE] = 0.3
     kinds = (None,) * QUESTIONS
-    for step, spent in _until(seconds):
+    for step in course:
+        rng = np.random.default_rng((course.seed, 3, step))
         lessons = [lesson(rng, streams[int(rng.integers(len(streams)))], kinds) for _ in range(16)]
-        logits, labels = forward(model, lessons)
-        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), weight, ignore_index=IGNORE)
-        _step(optimiser, loss, model.decoder, 2.5e-3, spent / seconds, step)
-        bar.update(task, completed=spent, description=f"decoder {step} loss {loss.item():.3f}")
-        if step % 100 == 0:
-            bar.console.print(f"decoder {step} {spent:.0f}s loss {loss.item():.3f}")
+        with torch.autocast("cpu", torch.bfloat16):
+            logits, labels = forward(model, lessons)
+        course.learn(
+            F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), weight, ignore_index=IGNORE)
+        )
 
 
 @torch.no_grad()
@@ -243,46 +235,92 @@ def examine(model: ToyVlm, count: int, seed: int, bar: Progress) -> dict[str, fl
     return {k: round(v, 1) for k, v in table.items()}
 
 
-def _until(seconds: float) -> Iterator[tuple[int, float]]:
-    """(step, CPU seconds spent) until they are used up."""
-    start, step = time.process_time(), 0
-    while (spent := time.process_time() - start) < seconds:
-        yield step, spent
-        step += 1
+class Course:
+    """Steps of one training, with warm-up and cosine decay; saved once a minute, and taken up again from there."""
 
+    def __init__(
+        self, module: torch.nn.Module, steps: int, seed: int, save: Path, bar: Progress, decay: float
+    ) -> None:
+        self.module, self.steps, self.seed, self._save = module, steps, seed, save
+        self._bar, self._task, self._name = bar, bar.add_task(save.stem, total=steps), save.stem
+        self._optimiser = torch.optim.AdamW(
+            module.parameters(), lr=2.5e-3, betas=(0.9, 0.98), weight_decay=decay
+        )
+        self.step = self._load() if save.exists() else 0
+        self._saved = time.monotonic()
 
-def _step(
-    optimiser: torch.optim.Optimizer, loss: Tensor, module: torch.nn.Module, lr: float, part: float, step: int
-) -> None:
-    rate = lr * min(1, (step + 1) / 60) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1, part))))
-    for group in optimiser.param_groups:
-        group["lr"] = rate
-    optimiser.zero_grad()
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-    optimiser.step()
+    def __iter__(self) -> Iterator[int]:
+        while self.step < self.steps:
+            yield self.step
+        self._store()
+
+    def learn(self, loss: Tensor) -> None:
+        """One step of the optimiser."""
+        part = self.step / self.steps
+        rate = 2.5e-3 * min(1, (self.step + 1) / 60) * (0.02 + 0.49 * (1 + math.cos(math.pi * part)))
+        for group in self._optimiser.param_groups:
+            group["lr"] = rate
+        self._optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+        self._optimiser.step()
+        self.step += 1
+        self._bar.update(self._task, completed=self.step, description=f"{self._name} loss {loss.item():.3f}")
+        if self.step % 100 == 0:
+            spent = time.process_time()
+            self._bar.console.print(f"{self._name} {self.step}: loss {loss.item():.3f}, {spent:.0f} CPU s")
+        if time.monotonic() - self._saved > 60:
+            self._store()
+
+    def _moments(self) -> dict[str, Tensor]:
+        state = self._optimiser.state
+        named = self.module.named_parameters()
+        return {
+            f"{key}/{name}": state[p][key] for name, p in named for key in ("exp_avg", "exp_avg_sq", "step")
+        }
+
+    def _store(self) -> None:
+        tensors = {f"weight/{k}": v for k, v in self.module.state_dict().items()}
+        draft = self._save.with_suffix(".part")
+        save_file(tensors | self._moments() | {"step": torch.tensor(self.step)}, draft)
+        draft.replace(self._save)  # at once: a kill never leaves half a file
+        self._saved = time.monotonic()
+
+    def _load(self) -> int:
+        tensors = load_file(self._save)
+        weights = {k.removeprefix("weight/"): v for k, v in tensors.items() if k.startswith("weight/")}
+        self.module.load_state_dict(weights)
+        for name, p in self.module.named_parameters():
+            self._optimiser.state[p] = {
+                key: tensors[f"{key}/{name}"] for key in ("exp_avg", "exp_avg_sq", "step")
+            }
+        return int(tensors["step"])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the toy VLM")
-    parser.add_argument("--minutes", type=float, default=36, help="CPU time in all")
+    parser.add_argument("--eye-steps", type=int, default=4000)
+    parser.add_argument("--decoder-steps", type=int, default=4000)
+    parser.add_argument("--streams", type=int, default=5000, help="in the bank that the decoder learns from")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=WEIGHTS)
-    parser.add_argument("--eye", type=Path, help="keep the trained eye here; taken up again where it exists")
+    parser.add_argument(
+        "--work", type=Path, default=Path("toy_vlm_work"), help="where it can be taken up again"
+    )
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     torch.set_num_threads(1)
     model = ToyVlm()
-    budget = args.minutes * 60
+    args.work.mkdir(parents=True, exist_ok=True)
     with Progress() as bar:
-        if args.eye and args.eye.exists():
-            model.eye.load_state_dict(load_file(args.eye))
-        else:
-            train_eye(model.eye, budget * 0.38, args.seed, bar)
-            if args.eye:
-                save_file(model.eye.state_dict(), args.eye)
-        streams = bank(model.eye.eval(), min(6000, int(budget * 2.8)), (args.seed, 2), bar)
-        train_decoder(model, streams, budget * 0.5, args.seed, bar)
+        train_eye(
+            model.eye, Course(model.eye, args.eye_steps, args.seed, args.work / "eye.safetensors", bar, 0.02)
+        )
+        streams = bank(model.eye.eval(), args.streams, (args.seed, 2), bar)
+        course = Course(
+            model.decoder, args.decoder_steps, args.seed, args.work / "decoder.safetensors", bar, 0.05
+        )
+        train_decoder(model, streams, course)
         table = examine(model.eval(), 640, args.seed + 1_000_000, bar)
     print(json.dumps(table))
     args.out.parent.mkdir(exist_ok=True)
