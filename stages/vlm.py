@@ -19,12 +19,14 @@ from ..models.scene_words import event_sentence
 from ..models.sights import SECOND, Sight
 from ..pipeline.frame import EventFrame, Frame, Gap, TokenFrame, VideoFrame
 from ..pipeline.stage import In, Out, Outputs, Ports, Stage
+from .importance import tell
 from .look import Image, colour_votes, thumbnail
 
 _NOISE = 12  # levels that a sensor's noise changes a blurred thumbnail by, at most
 _FEW = 0.004  # share of changed pixels that is no motion yet: 12 of the thumbnail's
 _RELIT = 3  # levels of the median change: more than half of the picture got brighter or darker together
 _APART = 2 * SECOND  # two pictures further apart say nothing of motion
+_IN_PLACE, _SOMEWHERE = 0.6, 0.3  # confidence that motion is what matters: no question was asked
 _MOST = 0.8  # of the changed pixels have to be in a region before it is named
 
 
@@ -58,6 +60,7 @@ class Measure:
         self._last: VideoFrame | None = None
         self._blurred: NDArray[np.int16] | None = None  # (48, 64, 3)
         self._same_since = 0  # pts of the first of the equal pictures
+        self.moved: NDArray[np.bool_] | None = None  # (48, 64) what changed; None when it cannot be told
 
     def __call__(self, frame: VideoFrame) -> Sight:
         rgb: Image = thumbnail(frame)
@@ -69,12 +72,14 @@ class Measure:
             self._same_since = frame.pts
         self._last, self._blurred = frame, blurred
         motion, region, relit = None, "", False
+        self.moved = None
         if last is not None and before is not None and not fresh and frame.pts - last.pts <= _APART:
             change = blurred - before
             relit = abs(float(np.median(change.mean(-1)))) >= _RELIT
             if not relit:
                 moved = np.abs(change).max(-1) > _NOISE  # red on green of one brightness is motion too
                 motion, region = float(moved.mean()), region_of(moved)
+                self.moved = moved
         votes = colour_votes(rgb)
         total = sum(votes.values())
         return Sight(
@@ -107,7 +112,11 @@ class VlmStream(Stage):
 
     ports = Ports(
         {"video": In(VideoFrame), "ask": In(TokenFrame, required=False, many=True)},
-        {"answer": Out(TokenFrame, "token"), "event": Out(EventFrame, "token")},
+        {
+            "answer": Out(TokenFrame, "token"),
+            "event": Out(EventFrame, "token"),
+            "importance": Out(EventFrame, "state"),
+        },
     )
     Options = VlmOptions
     Params = VlmParams
@@ -127,7 +136,11 @@ class VlmStream(Stage):
         """Lost pictures say nothing of the scene: the next one is compared with the last that came."""
 
     def _see(self, frame: VideoFrame, out: Outputs) -> None:
-        events, said = self._reporter.see(self._measure(frame))
+        sight = self._measure(frame)
+        events, said = self._reporter.see(sight)
+        if self._measure.moved is not None and sight.region not in ("", "everywhere"):
+            sure = _SOMEWHERE if sight.region == "somewhere" else _IN_PLACE
+            out.post("importance", tell(self.ctx, frame, self._measure.moved, sure, "reporter", out.epoch))
         for event in events:
             out.post("event", _event_frame(event, frame, out.epoch))
             if self.params.speak == "failures" and event.what in ("black_started", "frozen_started"):

@@ -310,3 +310,28 @@ def test_the_embedded_graph_names_real_ports() -> None:
     for port in ("video", "ask"):
         assert f"{port}:" in text
         assert port in ports.inputs
+
+
+def test_motion_in_one_place_is_told_as_an_importance_grid() -> None:
+    camera = Camera()
+    camera.show(*still(4))
+    assert not camera.out.of("importance")
+    camera.show(*walk(30, 100, y=60))
+    grids: list[EventFrame] = camera.out.of("importance")
+    assert grids
+    told = [fields for name, fields in camera.stage.ctx.events if name == "importance"]  # type: ignore[attr-defined]
+    assert told == [g.fields for g in grids]
+    grid = np.array(grids[-1].fields["grid"]).reshape(9, 16)
+    assert grid.max() == 255
+    assert grid.min() >= 0
+    assert grid[:5, :8].sum() > 0.95 * grid.sum(), "it moves at the top left"
+    assert grids[-1].fields["source"] == "reporter"
+    assert 0 < grids[-1].fields["confidence"] < 1
+
+
+def test_a_camera_that_shakes_tells_no_importance() -> None:
+    rng = np.random.default_rng(3)
+    rough = rng.integers(0, 255, (24, 32, 3)).astype(np.uint8).repeat(10, 0).repeat(10, 1)
+    camera = Camera()
+    camera.show(*[np.roll(rough, 13 * i, 1) for i in range(8)])
+    assert not camera.out.of("importance")
