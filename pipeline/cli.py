@@ -65,7 +65,10 @@ def common(
 @app.command()
 def serve(
     graphs: Annotated[
-        list[str] | None, typer.Argument(help="graph files or names; default: all embedded ones")
+        list[str] | None,
+        typer.Argument(
+            help="graph files or names; default: those of the service's folder, else all embedded"
+        ),
     ] = None,
     host: Annotated[
         str, typer.Option(help="address to listen on; other than loopback needs a token")
@@ -78,9 +81,13 @@ def serve(
         int, typer.Option(min=1, max=1000, help="more get 503; 8 at most from one address")
     ] = 16,
     drain: Annotated[str, typer.Option(help="what running sessions get when told to stop (SIGTERM)")] = "10s",
+    start: Annotated[
+        list[str] | None,
+        typer.Option(help="a graph of own sources that runs all the time; may be repeated"),
+    ] = None,
 ) -> None:
     """Serve graphs to browsers and other WebRTC clients; the page is at http://127.0.0.1:8080."""
-    plans = library.load_all(graphs or [])
+    plans = library.load_all(graphs or library.configured())
     try:
         drain_ns, sockets = parse_duration(drain), notify.listen_sockets()
     except ValueError as e:
@@ -103,6 +110,7 @@ def serve(
             max_sessions=max_sessions,
             drain=drain_ns,
             sockets=sockets,
+            start=start or (),
             on_ready=on_ready,
         )
     )

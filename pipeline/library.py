@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
@@ -32,6 +33,12 @@ def find(name: str) -> Path:
     match = get_close_matches(name, known, n=1)
     hint = f"; did you mean {match[0]!r}?" if match else ";"
     raise StageError(f"no graph {name!r}{hint} give a .yaml file or one of: {', '.join(known)}")
+
+
+def configured() -> list[str]:
+    """Graph files of the service's own folder: systemd's CONFIGURATION_DIRECTORY, as /etc/penstock."""
+    folder = os.environ.get("CONFIGURATION_DIRECTORY", "").partition(":")[0]
+    return [str(path) for path in sorted(Path(folder).glob("*.yaml"))] if folder else []
 
 
 def load_all(names: list[str]) -> dict[str, Plan]:

@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 from client import GRAPHS, Client, until, within
 from graphs import compile_test
-from penstock.pipeline import service
+from penstock.pipeline import library, service
 from penstock.pipeline.clock import MS, SECOND, ManualClock
 from penstock.pipeline.compiler import load
 from penstock.pipeline.notify import Notifier, listen_sockets
@@ -265,3 +265,66 @@ def test_systemd_finds_the_unit_hardened(tmp_path: Path):
     )
     assert "Overall exposure level" in done.stdout, done.stderr
     assert done.returncode == 0, done.stdout[-3000:]
+
+
+ENDLESS = """
+penstock: 1
+graph: door
+nodes:
+  cam: {use: test.audio, frames: %s}
+  out: {use: test.sink, in: cam.audio}
+"""
+
+
+def test_a_graph_that_runs_all_the_time_is_started_again_when_it_ends(manager: Manager):
+    async def main() -> None:
+        served = Daemon(
+            {"door": compile_test(ENDLESS % 5)}, port=0, notifier=manager.notifier(), start=["door", "door"]
+        )
+        told = served.server.bus.subscribe()
+        ready = asyncio.Event()
+        task = asyncio.create_task(served.run(lambda url: ready.set()))
+        await within(ready.wait())
+        seen: list[tuple[bool, str]] = []
+        while len(seen) < 3:
+            event = await within(told.get())
+            if event.name == "autostart":
+                seen.append((event.fields["running"], event.fields["reason"]))
+        assert seen == [(True, ""), (False, "it ended"), (True, "")]
+        served.stop()
+        await within(task)
+
+    asyncio.run(main())
+
+
+def test_an_endless_graph_does_not_hold_up_a_drain(manager: Manager):
+    async def main() -> None:
+        served = Daemon(
+            {"door": compile_test(ENDLESS % 100_000)},
+            port=0,
+            drain=60 * SECOND,
+            notifier=manager.notifier(),
+            start=["door"],
+        )
+        task = asyncio.create_task(served.run())
+        await until(lambda: len(served.server.desk.running()) == 1)
+        served.stop()
+        await within(task)
+        assert not served.server.desk.running()
+
+    asyncio.run(main())
+
+
+def test_a_graph_that_needs_a_client_cannot_run_all_the_time(manager: Manager):
+    with pytest.raises(StageError, match="needs a client for its live ends"):
+        Daemon({"loopback": load(GRAPHS / "loopback.yaml")}, start=["loopback"])
+
+
+def test_the_services_folder_names_the_graphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("CONFIGURATION_DIRECTORY", raising=False)
+    assert library.configured() == []
+    monkeypatch.setenv("CONFIGURATION_DIRECTORY", str(tmp_path))
+    assert library.configured() == []
+    (tmp_path / "b.yaml").write_text("")
+    (tmp_path / "a.yaml").write_text("")
+    assert library.configured() == [str(tmp_path / "a.yaml"), str(tmp_path / "b.yaml")]

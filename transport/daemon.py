@@ -17,6 +17,7 @@ from ..pipeline.pools import Pools
 from ..pipeline.session import Session
 from ..pipeline.warm import warm
 from ..pipeline.watchdog import LoopWatchdog
+from .autostart import Autostart
 from .live_session import SessionFactory
 from .mqtt_bridge import bridges
 from .reloader import Reloader
@@ -31,7 +32,8 @@ POLL = 50 * MS  # how often a drain looks whether all have left
 
 class Daemon:
     """sources: the files of the graphs, by graph name, that a reload reads again. drain: ns that running
-    sessions get when the daemon is told to stop. sockets: already listening, from the service manager."""
+    sessions get when the daemon is told to stop. sockets: already listening, from the service manager.
+    start: names of graphs that run all the time."""
 
     def __init__(
         self,
@@ -46,6 +48,7 @@ class Daemon:
         session_factory: SessionFactory | None = None,
         sockets: Sequence[socket.socket] = (),
         notifier: Notifier | None = None,
+        start: Sequence[str] = (),
     ) -> None:
         self.clock = clock or MonotonicClock()
         self.pools = Pools(clock=self.clock)  # the models of all sessions
@@ -66,6 +69,7 @@ class Daemon:
         )
         self.reloader = Reloader(self.graphs, self.server.desk.running)
         self._factory = factory
+        self.autostart = Autostart(start, self.server.desk, self.clock)
         self.bridges = bridges(self.graphs, self.server.desk)
         self._told_to_stop = asyncio.Event()
         self._reloads: set[asyncio.Task[None]] = set()
@@ -89,6 +93,7 @@ class Daemon:
                     on_ready(self.server.url)
                 for bridge in self.bridges:
                     bridge.start()
+                self.autostart.start()
                 feeding = asyncio.create_task(
                     self.notifier.feed(self.clock, self.stuck, self.status), name="notify"
                 )
@@ -99,6 +104,7 @@ class Daemon:
                 feeding.cancel()
             for task in self._reloads:
                 task.cancel()
+            self.autostart.stop()
             self.notifier.stopping("stopping")
             await self.server.stop()
             for bridge in self.bridges:
@@ -165,6 +171,7 @@ class Daemon:
     async def _drain(self) -> None:
         """Refuse new sessions, tell the running ones, and give them their time."""
         desk, budget = self.server.desk, self.drain_budget
+        await self.autostart.close()
         self.server.not_ready = "the server is shutting down"
         self.sessions.refuse_new()
         desk.headless.stopping = True
@@ -193,10 +200,12 @@ async def serve(
     max_sessions: int = 16,
     drain: int = 10 * SECOND,
     sockets: Sequence[socket.socket] = (),
+    start: Sequence[str] = (),
 ) -> None:
     """Serve until cancelled, or told to stop by SIGTERM and drained. on_ready is given the URL.
 
-    graphs: by name; the first is the default. token: from the environment when None. Raises: ServeError.
+    graphs: by name; the first is the default. token: from the environment when None. start: graphs of own sources
+    that run as long as the daemon does. Raises: ServeError, StageError.
     """
     daemon = Daemon(
         graphs,
@@ -208,5 +217,6 @@ async def serve(
         clock=clock,
         session_factory=session_factory,
         sockets=sockets,
+        start=start,
     )
     await daemon.run(on_ready)

@@ -24,7 +24,7 @@ _AHEAD = 4  # frames given to the encoder's thread before the graph waits for it
 
 
 class FileOutOptions(BaseModel):
-    """path: .mp4 .mkv .webm .mov .ts, sound .wav .flac .mp3 .m4a .ogg, text .vtt .srt .txt .jsonl, or a URL."""
+    """path: .mp4 .mkv .webm .mov .ts .m3u8 (HLS), sound .wav .flac .mp3 .m4a .ogg, text .vtt .srt .txt .jsonl, or a URL."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -83,7 +83,7 @@ class FileOut(Stage):
             held = {port for port, codec in (("video", kind.video), ("audio", kind.audio)) if codec}
             if not held & self.ctx.connected:
                 raise StageError(f"{path!r} holds {' and '.join(sorted(held))}, and the graph has none")
-            self._media.append(MediaWriter(path, self.ctx.connected))
+            self._media.append(MediaWriter(path, self.ctx.connected, live=self.ctx.realtime))
 
     async def process(self, port: str, frame: Frame, out: Outputs) -> None:
         if self._origin is None:

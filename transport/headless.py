@@ -51,8 +51,8 @@ class Headless:
         self._factory = factory
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def start(self, graph: str) -> HeadlessSession:
-        """Start a graph by name. Raises: StageError in words."""
+    def check(self, graph: str) -> Plan:
+        """The plan of a graph that can be started by command. Raises: StageError in words."""
         plan = self.graphs.get(graph)
         if plan is None:
             raise StageError(f"unknown graph {graph[:64]!r}; this server has: {', '.join(self.graphs)}")
@@ -62,6 +62,11 @@ class Headless:
                 f"graph {graph!r} needs a client for its live ends ({', '.join(live_ends)}); only graphs of "
                 "files, cameras and other own sources can be started by command"
             )
+        return plan
+
+    async def start(self, graph: str) -> HeadlessSession:
+        """Start a graph by name. Raises: StageError in words."""
+        plan = self.check(graph)
         if self.stopping:
             raise StageError("the server is shutting down")
         if len(self.live) >= self.limit:

@@ -20,6 +20,7 @@ from ..pipeline.frame import AudioFrame, Frame, PixelFormat, VideoFrame
 from ..pipeline.pixels import i420_from_rgb
 from ..pipeline.stage import StageError
 from ..pipeline.units import AudioFormat, VideoFormat
+from .srt_pipe import SrtPipe
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
 _JUMP = 40 * MS  # sound whose time differs by more than this starts anew there; less is rounding
@@ -66,7 +67,15 @@ class MediaReader:
         self.position = 0  # end of what was read, ns
         self._video = video
         self._format: PixelFormat = format
-        self._container = _open(path, timeout_s)
+        self._pipe = (
+            SrtPipe(path, reading=True, timeout_s=timeout_s) if path.lower().startswith("srt:") else None
+        )
+        try:
+            self._container = _open(path, timeout_s, self._pipe)
+        except BaseException:
+            if self._pipe:
+                self._pipe.close()
+            raise
         pictures = [s for s in self._container.streams.video if not s.disposition & Disposition.attached_pic]
         sounds = self._container.streams.audio
         if not pictures and not sounds:
@@ -114,6 +123,8 @@ class MediaReader:
     def close(self) -> None:
         """Give the file back. Idempotent."""
         self._container.close()
+        if self._pipe:
+            self._pipe.close()
 
     # ------------------------------------------------------------ decoding
 
@@ -122,7 +133,7 @@ class MediaReader:
             yield from self._container.demux(self._streams)
         except av.error.EOFError:
             return
-        except (av.error.ExitError, av.error.TimeoutError) as e:
+        except (av.error.ExitError, av.error.TimeoutError, TimeoutError) as e:
             raise StageError(f"{self.path!r} sent nothing for too long") from e
         except av.error.FFmpegError as e:
             if self.live:
@@ -271,7 +282,7 @@ class _Sound:
         return out
 
 
-def _open(path: str, timeout_s: float) -> Any:
+def _open(path: str, timeout_s: float, pipe: SrtPipe | None) -> Any:
     url = _URL.match(path)
     if not url:
         if not Path(path).exists():
@@ -282,6 +293,8 @@ def _open(path: str, timeout_s: float) -> Any:
     options = {"rtsp_transport": "tcp"} if url and url[1].lower() in {"rtsp", "rtsps"} else {}
     format = "v4l2" if path.startswith("/dev/video") else None
     try:
+        if pipe:
+            return _from_pipe(pipe)
         return av.open(path, format=format, options=options, timeout=(timeout_s, timeout_s))
     except (av.error.ExitError, av.error.TimeoutError) as e:
         raise StageError(f"{path!r} did not answer within {timeout_s:g} s") from e
@@ -291,3 +304,12 @@ def _open(path: str, timeout_s: float) -> Any:
         ) from e
     except (av.error.FFmpegError, OSError) as e:
         raise StageError(f"cannot open {path!r}: {e.strerror or e}") from e
+
+
+def _from_pipe(pipe: SrtPipe) -> Any:
+    try:
+        return av.open(pipe, format="mpegts")
+    except TimeoutError as e:
+        raise StageError(f"{pipe.url!r} sent nothing in time") from e
+    except (av.error.FFmpegError, OSError) as e:
+        raise StageError(f"cannot open {pipe.url!r}: {pipe.why() or e.strerror or e}") from e

@@ -19,6 +19,7 @@ from ..pipeline.clock import MS, SECOND
 from ..pipeline.frame import AudioFrame, VideoFrame
 from ..pipeline.pixels import to_i420, to_rgb
 from ..pipeline.stage import StageError
+from .srt_pipe import SrtPipe
 
 _TICKS = Fraction(1, 90_000)  # of pictures' times, as RTP has it
 _SLACK = 20 * MS  # sound that is later than this leaves a gap; less is jitter of times
@@ -35,6 +36,7 @@ class Container:
     video: str = ""  # encoder; "" when it takes none
     audio: str = ""
     options: tuple[tuple[str, str], ...] = ()
+    live: bool = False  # somebody watches while it is written
 
 
 _CRASH_SAFE = (("cluster_time_limit", "1000"), ("flush_packets", "1"))  # ms: at most this is lost
@@ -45,6 +47,7 @@ CONTAINERS = {
     ".mkv": Container("matroska", "libx264", "aac", _CRASH_SAFE),
     ".webm": Container("webm", "libvpx", "libopus", _CRASH_SAFE),
     ".ts": Container("mpegts", "libx264", "aac"),
+    ".m3u8": Container("hls", "libx264", "aac", (("hls_time", "2"), ("hls_flags", "temp_file"))),
     ".m4a": Container("ipod", "", "aac", (("movflags", "+faststart"),)),
     ".mka": Container("matroska", "", "aac", _CRASH_SAFE),
     ".mp3": Container("mp3", "", "libmp3lame"),
@@ -54,12 +57,18 @@ CONTAINERS = {
     ".wav": Container("wav", "", "pcm_s16le"),
 }
 _STREAMS = {
-    "rtsp": Container("rtsp", "libx264", "aac", (("rtsp_transport", "tcp"),)),
-    "rtmp": Container("flv", "libx264", "aac"),
-    "udp": Container("mpegts", "libx264", "aac"),
-    "tcp": Container("mpegts", "libx264", "aac"),
-    "srt": Container("mpegts", "libx264", "aac"),
+    "rtsp": Container("rtsp", "libx264", "aac", (("rtsp_transport", "tcp"),), live=True),
+    "rtmp": Container("flv", "libx264", "aac", live=True),
+    "udp": Container("mpegts", "libx264", "aac", live=True),
+    "tcp": Container("mpegts", "libx264", "aac", live=True),
+    "srt": Container("mpegts", "libx264", "aac", live=True),
 }
+# a live list keeps the newest segments; those who watch seek by keyframes, and wait for the first
+_HLS = {
+    True: {"hls_list_size": "6", "hls_flags": "temp_file+delete_segments"},
+    False: {"hls_playlist_type": "vod"},
+}
+_WATCHED = {"tune": "zerolatency", "g": "60"}
 _RATES = {
     "libopus": (48_000,),
     "libmp3lame": (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000),
@@ -90,13 +99,19 @@ class MediaWriter:
 
     A file is written beside itself as `NAME.part.SUFFIX` and renamed by `finish`; a .part.mkv or .part.webm is
     playable as it is when the process died. `origin` is the time that the file starts at, ns; `late_start` how
-    long it waits for an expected stream that has not begun.
+    long it waits for an expected stream that has not begun; `live`: an .m3u8 keeps only its newest segments.
 
     Raises, when made: StageError when the place cannot be written to.
     """
 
     def __init__(
-        self, path: str, expected: frozenset[str], origin: int = 0, *, late_start: int = _WAIT
+        self,
+        path: str,
+        expected: frozenset[str],
+        origin: int = 0,
+        *,
+        late_start: int = _WAIT,
+        live: bool = False,
     ) -> None:
         self.path, self.origin = path, origin
         self._late_start = late_start
@@ -104,16 +119,22 @@ class MediaWriter:
         self._kind = container_of(path)
         kinds = {"video": self._kind.video, "audio": self._kind.audio}
         self._expected = {kind for kind, codec in kinds.items() if codec and kind in expected}
-        self._part = path if _URL.match(path) else str(Path(path).with_suffix(f".part{Path(path).suffix}"))
-        if self._part != path:
+        hls = self._kind.format == "hls"
+        self._watched = self._kind.live or (live and hls)
+        options = dict(self._kind.options) | (_HLS[live] if hls else {})
+        # a list and its segments name each other: they are written in place
+        self._part = path if hls or _URL.match(path) else _part_of(path)
+        self._pipe: SrtPipe | None = None
+        if not _URL.match(path):
             try:
                 Path(self._part).touch()
             except OSError as e:
                 raise StageError(f"cannot write {path!r}: {e.strerror}") from e
+        elif path.lower().startswith("srt:"):
+            self._pipe = SrtPipe(path, reading=False)
+        target = self._pipe or self._part
         try:
-            self._out: Any = av.open(
-                self._part, "w", format=self._kind.format, options=dict(self._kind.options), timeout=(10, 10)
-            )
+            self._out: Any = av.open(target, "w", format=self._kind.format, options=options, timeout=(10, 10))
         except (av.error.FFmpegError, OSError) as e:
             raise StageError(f"cannot write {path!r}: {e.strerror or e}") from e
         self._video: Any = None
@@ -178,6 +199,8 @@ class MediaWriter:
                 self._write(stream.encode(None))
         self._start()
         self._out.close()
+        if self._pipe:
+            self._pipe.close()
         if self._part != self.path:
             os.replace(self._part, self.path)
         return True
@@ -189,14 +212,17 @@ class MediaWriter:
         if not self._started:
             # closing writes no trailer where there was no header
             self._out.close()
-        if self._part != self.path:
+        if self._pipe:
+            self._pipe.close()
+        if not _URL.match(self.path):
             Path(self._part).unlink(missing_ok=True)
 
     # ------------------------------------------------------------ encoding
 
     def _add_video(self, width: int, height: int) -> Any:
         name = self._kind.video
-        stream = self._out.add_stream(name, rate=30, options=dict(_ENCODER_OPTIONS.get(name, {})))
+        options = dict(_ENCODER_OPTIONS.get(name, {})) | (_WATCHED if self._watched else {})
+        stream = self._out.add_stream(name, rate=30, options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         context = stream.codec_context
         context.time_base = _TICKS
@@ -275,7 +301,12 @@ class MediaWriter:
         try:
             self._out.mux(packets)
         except (av.error.FFmpegError, OSError) as e:
-            raise StageError(f"cannot write {self.path!r}: {e.strerror or e}") from e
+            said = self._pipe.why() if self._pipe else ""
+            raise StageError(f"cannot write {self.path!r}: {said or e.strerror or e}") from e
+
+
+def _part_of(path: str) -> str:
+    return str(Path(path).with_suffix(f".part{Path(path).suffix}"))
 
 
 def _packed(pcm: NDArray[np.int16], rate_hz: int) -> Any:
