@@ -104,9 +104,7 @@ class EspeakVoice:
             while events[i].type != _EVENT_END:
                 event = events[i]
                 if event.type == _EVENT_WORD and event.length > 0:  # length 0: a word already told
-                    end = event.text_position - 1 + event.length
-                    blank = text.find(" ", end)
-                    said = max(said, len(text) if blank < 0 else blank + 1)
+                    said = max(said, event.text_position - 1)  # this one begins: those before have ended
                 i += 1
             if samples and count > 0:
                 piece, self._said = text[self._said : said], said

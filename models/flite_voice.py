@@ -23,7 +23,7 @@ VOICES = ("rms", "slt", "awb", "kal16")  # best understood first
 
 _CHUNK_MS = 40
 _STOP, _CONTINUE = -1, 0  # CST_AUDIO_STREAM_STOP, CST_AUDIO_STREAM_CONT
-_TOKEN_BEGINS = b"R:Token.daughter1.R:SylStructure.daughter1.daughter1.R:Segment.p.end"
+_TOKEN_ENDS = b"R:Token.daughtern.R:SylStructure.daughtern.daughtern.R:Segment.end"
 
 
 class _Job:
@@ -114,7 +114,7 @@ _CALLBACK = AudioCallback(_on_audio)  # referenced here: C keeps only the addres
 
 
 def _marks(utterance: int | None, plain: str) -> list[Mark]:
-    """When each written word begins; flite knows before it makes the first sample."""
+    """When each written word ends; flite knows before it makes the first sample."""
     lib = flite_lib.library()
     marks: list[Mark] = []
     if not utterance:
@@ -124,14 +124,14 @@ def _marks(utterance: int | None, plain: str) -> list[Mark]:
     while token:
         name = (lib.ffeature_string(token, b"name") or b"").decode("ascii", "replace")
         found = plain.find(name, at)
-        begins = lib.ffeature_float(token, _TOKEN_BEGINS)
+        ends = lib.ffeature_float(token, _TOKEN_ENDS)
         token = lib.item_next(token)
         if not name or found < 0:
             continue
         at = found + len(name)
         blank = plain.find(" ", at)
         until = len(plain) if blank < 0 else blank + 1
-        marks.append(Mark(until, round(begins * RATE_HZ)))
+        marks.append(Mark(until, round(ends * RATE_HZ)))
     return marks
 
 

@@ -20,7 +20,7 @@ class Spoken:
     """A piece of speech."""
 
     pcm: NDArray[np.int16]  # (T,) mono
-    text: str  # the words that begin in it, as written; all pieces together give the text
+    text: str  # the words that end in it, as written; all pieces together give the text
 
 
 Sink: TypeAlias = Callable[[Spoken], None]
@@ -41,14 +41,14 @@ class Voice(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A word: where in the text it ends (blanks after it included), and when it begins, in samples."""
+    """A word: where in the text it ends (blanks after it included), and when its sound does, in samples."""
 
     until_char: int
     sample: int
 
 
 class Marked:
-    """Cuts a text along the audio: which words begin in the samples up to now."""
+    """Cuts a text along the audio: which words end in the samples up to now."""
 
     def __init__(self, text: str, marks: list[Mark]) -> None:
         self._text = text
@@ -57,9 +57,9 @@ class Marked:
         self._said = 0  # characters given out
 
     def upto(self, sample: int) -> str:
-        """The text of the words that begin before `sample` and were not given out yet."""
+        """The text of the words that end before `sample` and were not given out yet."""
         said = self._said
-        while self._next < len(self._marks) and self._marks[self._next].sample < sample:
+        while self._next < len(self._marks) and self._marks[self._next].sample <= sample:
             said = max(said, self._marks[self._next].until_char)
             self._next += 1
         piece, self._said = self._text[self._said : said], said

@@ -43,7 +43,8 @@ class AudioFrame(Frame):
 
     pcm: NDArray[np.int16]  # (T, C)
     rate_hz: int
-    text: str = ""  # what generated speech says here, for "what was played"
+    text: str = ""  # the words of generated speech that end in here, for "what was played"
+    utterance: int = 0  # the reply that it speaks
 
     @property
     def duration(self) -> int:

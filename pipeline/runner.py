@@ -16,6 +16,7 @@ from .frame import EventFrame, Frame, Gap
 from .graph import NodePlan
 from .node_pool import NodePool
 from .outputs import NodeOutputs, Put
+from .playback import Playback
 from .replacement import Replace
 from .stage import Control, Dropped, Flush, Pool, Stage, StageError
 
@@ -76,6 +77,10 @@ class Runner:
     @property
     def epoch(self) -> int:
         return self._session.epochs.get(self.plan.scope, 0)
+
+    @property
+    def playback(self) -> Playback:
+        return self._session.playback
 
     def pool(self, name: str | None = None) -> Pool:
         name = name or self.plan.pool

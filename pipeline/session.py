@@ -19,6 +19,7 @@ from .compiler import near
 from .delay import DelayEdge
 from .edge import Bound, Edge, Waker
 from .graph import EdgePlan, NodePlan, Plan
+from .playback import Playback
 from .pools import DevicePool, Pools
 from .replacement import Replace
 from .runner import CriticalFailure, Runner
@@ -63,6 +64,7 @@ class Session:
         self.realtime = realtime
         self.epochs: dict[str, int] = dict.fromkeys(plan.scopes, 0)
         self.failure = ""
+        self.playback = Playback(clock)
         self.runners: dict[str, Runner] = {}
         self._bindings = bindings or {}
         self._own_pools = pools is None

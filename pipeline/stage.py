@@ -17,6 +17,7 @@ from .frame import Frame, Gap
 
 if TYPE_CHECKING:
     from .degrade import Quality
+    from .playback import Playback
     from .rows import Admission, Demand, Row, RowModel
     from .session import SessionEvent
 
@@ -148,6 +149,11 @@ class Context(Protocol):
     clock: Clock
     realtime: bool  # False in file runs: nothing is dropped, time is the media's
     connected: frozenset[str]  # the node's ports, of both directions, that have an edge
+
+    @property
+    def playback(self) -> Playback:
+        """What the session's listener has heard, and the way to hold it."""
+        ...
 
     @property
     def epoch(self) -> int:

@@ -7,6 +7,7 @@ CATALOG = {
     "turn.detector": "turn:TurnDetector",
     "agent.commands": "agent:CommandsAgent",
     "llm.chat": "llm:LlmChat",
+    "turn.manager": "turn_manager:TurnManager",
     "tts.stream": "tts:StreamTts",
     "video.overlay": "overlay:CaptionOverlay",
     "diffusion.stream": "diffusion:DiffusionStream",

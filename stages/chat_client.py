@@ -14,6 +14,7 @@ from typing import Any, cast
 import aiohttp
 
 from ..pipeline.clock import SECOND
+from .chat_calls import BadCall, CallAssembler, FunctionCall
 from .sse import EventStreamParser, EventTooLong, ServerEvent
 
 
@@ -50,8 +51,12 @@ class ChatClient:
     async def close(self) -> None:
         await self._http.close()
 
-    async def stream(self, request: Mapping[str, Any], put: Callable[[str], Awaitable[None]]) -> None:
+    async def stream(
+        self, request: Mapping[str, Any], put: Callable[[str], Awaitable[None]]
+    ) -> list[FunctionCall]:
         """Ask, and put each piece of the answer as it comes; the time that `put` takes is not counted.
+
+        Returns the functions that the model wants called before it goes on; none when the answer is whole.
 
         Cancelling closes the connection, by which servers learn to stop generating.
         Raises: EndpointFailed.
@@ -65,7 +70,7 @@ class ChatClient:
                     self._url, json={**request, "stream": True}, allow_redirects=False
                 ) as response:
                     _check(response)
-                    await self._read(response, put, limit, progress)
+                    return await self._read(response, put, limit, progress)
         except TimeoutError as e:
             if isinstance(e, aiohttp.ClientError):
                 raise EndpointFailed(f"no connection in {limits.connect / SECOND:g} s") from e
@@ -78,7 +83,7 @@ class ChatClient:
             raise EndpointFailed(f"no connection ({type(e.os_error).__name__})") from e
         except aiohttp.ClientError as e:
             raise EndpointFailed(f"the connection broke ({type(e).__name__})") from e
-        except EventTooLong as e:
+        except (EventTooLong, BadCall) as e:
             raise EndpointFailed(str(e)) from e
 
     async def _read(
@@ -87,10 +92,10 @@ class ChatClient:
         put: Callable[[str], Awaitable[None]],
         limit: asyncio.Timeout,
         progress: _Progress,
-    ) -> None:
-        """Until the answer is whole: at a finish reason, [DONE], or a clean end after some text."""
+    ) -> list[FunctionCall]:
+        """Until the answer is whole: at a finish reason, [DONE], or a clean end after some text or call."""
         loop = asyncio.get_running_loop()
-        parser = EventStreamParser()
+        parser, calls = EventStreamParser(), CallAssembler()
         left = self._limits.response_bytes
         async for data in response.content.iter_any():
             left -= len(data)
@@ -98,17 +103,21 @@ class ChatClient:
                 raise EndpointFailed(f"the response is over {self._limits.response_bytes} bytes")
             finished = False
             for event in parser.feed(data):
-                text, ends = read_event(event)
-                if text:
+                delta = read_event(event)
+                if delta.calls is not None:
+                    calls.feed(delta.calls)
+                if delta.text or delta.calls:
                     progress.tokens += 1
                     limit.reschedule(None)  # a slow listener is no fault of the endpoint
-                    await put(text)
+                    if delta.text:
+                        await put(delta.text)
                     limit.reschedule(loop.time() + self._limits.between_tokens / SECOND)
-                finished |= ends
+                finished |= delta.ends
             if finished:
-                return  # at once: what may follow is usage figures
+                return calls.calls  # at once: what may follow is usage figures
         if not progress.tokens:
             raise EndpointFailed("the response ended without an answer")
+        return calls.calls
 
 
 @dataclass(slots=True)
@@ -127,10 +136,19 @@ def _check(response: aiohttp.ClientResponse) -> None:
         raise EndpointFailed(f"{response.content_type[:80]!r} came; text/event-stream is accepted")
 
 
-def read_event(event: ServerEvent) -> tuple[str, bool]:
-    """(text to say, is this the end?) of one event. Raises: EndpointFailed when it is no chat chunk."""
+@dataclass(frozen=True, slots=True)
+class ChatDelta:
+    """What one event of the stream brings. `calls`: its `tool_calls`, unchecked."""
+
+    text: str = ""
+    calls: object = None
+    ends: bool = False
+
+
+def read_event(event: ServerEvent) -> ChatDelta:
+    """Raises: EndpointFailed when it is no chat chunk."""
     if event.data.strip() == "[DONE]":
-        return "", True
+        return ChatDelta(ends=True)
     try:
         chunk = json.loads(event.data)
     except (ValueError, RecursionError) as e:
@@ -144,15 +162,16 @@ def read_event(event: ServerEvent) -> tuple[str, bool]:
     if not isinstance(choices, list):
         raise EndpointFailed("an event has no list of choices")
     if not choices:
-        return "", False  # usage figures
+        return ChatDelta()  # usage figures
     choice = cast("list[Any]", choices)[0]
     if not isinstance(choice, dict):
         raise EndpointFailed("a choice is not a JSON object")
     parts = cast("dict[str, Any]", choice)
     delta = parts.get("delta")
-    content = cast("dict[str, Any]", delta).get("content") if isinstance(delta, dict) else None
+    said = cast("dict[str, Any]", delta) if isinstance(delta, dict) else {}
+    content = said.get("content")
     if content is not None and not isinstance(content, str):
         raise EndpointFailed("the content of a delta is not text")
     # JSON can spell half a character (a lone surrogate), which no further stage could encode
     text = (content or "").encode(errors="replace").decode()
-    return text, parts.get("finish_reason") is not None
+    return ChatDelta(text, said.get("tool_calls") or None, parts.get("finish_reason") is not None)

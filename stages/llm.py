@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
-import os
-from pathlib import Path
-from urllib.parse import urlsplit
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -17,22 +17,27 @@ from ..pipeline.frame import Frame, TokenFrame
 from ..pipeline.stage import Control, Flush, In, Out, Outputs, Ports, Stage, StageError
 from ..pipeline.units import Duration
 from .chat_client import ChatClient, EndpointFailed, Limits
-from .chat_history import ChatHistory
+from .chat_history import ChatHistory, Said
+from .chat_tools import Tool, ToolBox, check_names
+from .endpoint import check_reference, check_url, is_local, read_key
 
 log = logging.getLogger(__name__)
 
 _MAX_HEARD = 4_000  # characters of one line; speech of a minute has about 1,000
 _MAX_SAID = 20_000  # characters of one reply: 20 minutes of speech
-_MAX_KEY = 16 * 1024  # bytes; tokens of cloud services have up to some kilobytes
+_OPEN = 8  # replies that may still be sounding; older ones were heard
 _SYSTEM = "You are a voice assistant. Answer in one to three short spoken sentences, without lists, markup or emoji."
 
 
 class LlmChat(Stage):
     """Streams the model's reply as deltas. A flush of its scope ends the request at once.
 
-    What the model is told that it said is what was put out before the interruption. Deltas are written
-    faster than they are spoken, so that may be more than was heard. While the endpoint fails it says so once,
+    What the model is told that it said are the words that were played to their end before the interruption
+    (without a sink that plays in real time, all that was put out). While the endpoint fails it says so once,
     then is silent until an answer comes. What is heard during a reply waits for its end.
+
+    `tools` are functions that the model may call: an address, another node's parameters, an event, or a Python
+    function. Their results go back to it, for `tool_rounds` rounds at most; they are forgotten after the answer.
     """
 
     ports = Ports(
@@ -56,27 +61,24 @@ class LlmChat(Stage):
         failures: int = Field(3, ge=1, le=100, description="In a row, then it is left alone for a while")
         cooldown: Duration = Field(5 * SECOND, gt=0, le=60 * SECOND, description="That while, at first")
 
+        tools: dict[str, Tool] = Field(default_factory=dict, max_length=64, description="Functions by name")
+        tool_rounds: int = Field(4, ge=1, le=16, description="Rounds of calls in one answer")
+
+        @field_validator("tools")
+        @classmethod
+        def _names(cls, value: dict[str, Tool]) -> dict[str, Tool]:
+            check_names(value)
+            return value
+
         @field_validator("base_url")
         @classmethod
         def _http(cls, value: str) -> str:
-            parts = urlsplit(value)  # a ValueError of its own for a bad port or address
-            if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-                raise ValueError(
-                    "not an endpoint; write http(s)://HOST[:PORT]/PATH, as http://localhost:8000/v1"
-                )
-            if parts.username is not None or parts.password is not None:
-                raise ValueError("holds a user name or password; write the key as key: env:NAME or file:PATH")
-            _ = parts.port
-            return value
+            return check_url(value)
 
         @field_validator("key")
         @classmethod
         def _reference(cls, value: str) -> str:
-            kind, _, where = value.partition(":")
-            if value and (kind not in ("env", "file") or not where):
-                # the value may be the key itself: it is not repeated, here or by whoever prints this
-                raise ValueError("not a reference to a key; write env:NAME or file:PATH")
-            return value
+            return check_reference(value)
 
     class Params(BaseModel):
         model_config = ConfigDict(extra="forbid", frozen=True)
@@ -89,25 +91,33 @@ class LlmChat(Stage):
             key = await self.ctx.pool().call(read_key, o.key)
         except ValueError as e:
             raise StageError(f"node {self.ctx.node!r}: {e}") from e
-        if key and o.base_url.startswith("http:") and not _is_local(o.base_url):
+        if key and o.base_url.startswith("http:") and not is_local(o.base_url):
             log.warning("%s: the endpoint's key travels unencrypted; use https", self.ctx.node)
         limits = Limits(o.connect, o.first_token, o.between_tokens, o.response_bytes)
-        self._client = ChatClient(o.base_url, key, limits)
+        self._tools = ToolBox(o.tools, self.ctx)
+        self._client = self.connect(o.base_url, key, limits)
         self._breaker = CircuitBreaker(o.failures, o.cooldown)
         self._history = ChatHistory(o.history_turns, o.history_bytes)
         self._reply: asyncio.Task[None] | None = None
         self._epoch = 0  # of the reply in flight
         self._utterance = 0
         self._apologised = False  # in this outage
+        self._open: deque[_Open] = deque(maxlen=_OPEN)
+
+    def connect(self, base_url: str, key: str, limits: Limits) -> ChatClient:
+        """Where the answers come from."""
+        return ChatClient(base_url, key, limits)
 
     async def process(self, port: str, frame: Frame, out: Outputs) -> None:
         assert isinstance(frame, TokenFrame)
         heard = frame.text.strip()[:_MAX_HEARD]
         if not heard:
             return
+        self._settle()
         self._history.add("user", heard)
         self._utterance += 1
         self._epoch = self.ctx.epoch
+        self.ctx.playback.forget(self._utterance)
         reply = _Reply(max(frame.pts, frame.until), self._utterance, out)
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -116,7 +126,8 @@ class LlmChat(Stage):
                 )
         finally:
             self._reply = None
-            self._history.add("assistant", reply.said)
+            line = self._history.add("assistant", reply.said)
+            self._open.append(_Open(line, reply.said, self._utterance, self._epoch))
         if reply.open:  # interrupted; readers of text outside the scope learn that nothing follows
             reply.close(self.ctx.epoch)
 
@@ -127,9 +138,9 @@ class LlmChat(Stage):
             self._reply.cancel()
 
     async def close(self) -> None:
-        client = getattr(self, "_client", None)
-        if client is not None:
-            await client.close()
+        for part in (getattr(self, "_client", None), getattr(self, "_tools", None)):
+            if part is not None:
+                await part.close()
 
     @property
     def busy(self) -> bool:
@@ -158,7 +169,7 @@ class LlmChat(Stage):
             await reply.say(text)
 
         try:
-            await self._client.stream(self._request(), say)
+            await self._converse(say)
             over = True
             breaker.succeeded()
             self._apologised = False
@@ -174,13 +185,44 @@ class LlmChat(Stage):
             if not over:
                 breaker.abandoned()
 
-    def _request(self) -> dict[str, object]:
-        return {
+    async def _converse(self, say: Callable[[str], Awaitable[None]]) -> None:
+        """Ask until the model has no more functions to call. Raises: EndpointFailed."""
+        messages: list[dict[str, Any]] = [*self._history.messages(self.options.system)]
+        for left in range(self.options.tool_rounds, -1, -1):
+            calls = await self._client.stream(self._request(messages, last=not left), say)
+            if not calls:
+                return
+            if not self._tools or not left:
+                raise EndpointFailed("functions were called that may not be")
+            messages.append(
+                {"role": "assistant", "content": None, "tool_calls": [c.as_message() for c in calls]}
+            )
+            messages += await self._tools.run(calls)
+
+    def _request(self, messages: list[dict[str, Any]], *, last: bool) -> dict[str, object]:
+        request: dict[str, object] = {
             "model": self.options.model,
-            "messages": self._history.messages(self.options.system),
+            "messages": messages,
             "temperature": self.params.temperature,
             "max_tokens": self.params.max_tokens,
         }
+        if self._tools:
+            request["tools"] = self._tools.schemas()
+            if last:
+                request["tool_choice"] = "none"
+        return request
+
+    def _settle(self) -> None:
+        """Let the history say what was heard of interrupted replies."""
+        playback = self.ctx.playback
+        sounding: list[_Open] = []
+        for reply in self._open:
+            if reply.epoch >= self.ctx.epoch:
+                sounding.append(reply)
+            elif playback.paced:
+                # what was played may go on after what the model said: an apology
+                self._history.revise(reply.line, playback.heard(reply.utterance)[: len(reply.said)])
+        self._open = deque(sounding, maxlen=_OPEN)
 
     async def _apologise(self, reply: _Reply) -> None:
         """End the reply, with a word about it if none was said in this outage."""
@@ -188,6 +230,16 @@ class LlmChat(Stage):
         self._apologised = True
         if words or reply.said:
             await reply.end(f" {words}" if words and reply.said else words)
+
+
+@dataclass(slots=True)
+class _Open:
+    """A reply that may not have been heard to its end."""
+
+    line: Said
+    said: str
+    utterance: int
+    epoch: int
 
 
 class _Reply:
@@ -219,30 +271,3 @@ class _Reply:
 
     def _frame(self, text: str, end: bool, epoch: int) -> TokenFrame:
         return TokenFrame(pts=self._pts, text=text, utterance=self._utterance, end=end, epoch=epoch)
-
-
-def read_key(reference: str) -> str:
-    """The key that `env:NAME` or `file:PATH` names; "" for none. Raises: ValueError, never showing it."""
-    kind, _, where = reference.partition(":")
-    if kind == "env":
-        key = os.environ.get(where, "")
-    elif kind == "file":
-        try:
-            with Path(where).expanduser().open("rb") as file:
-                key = file.read(_MAX_KEY).decode("ascii", errors="replace")
-        except OSError as e:
-            raise ValueError(f"key {reference!r} cannot be read: {e.strerror}") from None
-    else:
-        return ""
-    key = key.strip()
-    if not key or not (key.isascii() and key.isprintable()):
-        raise ValueError(f"key {reference!r} is empty or not one line of printable ASCII")
-    return key
-
-
-def _is_local(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

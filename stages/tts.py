@@ -45,43 +45,48 @@ class StreamTts(Stage):
         volume: float = Field(1.0, ge=0.0, le=2.0, description="1 is as the voice is; louder may clip")
 
     async def setup(self) -> None:
-        try:
-            self._voice: Voice = await self.ctx.pool().call(voices.load, self.options.voice)
-        except NoVoice as e:
-            raise StageError(f"node {self.ctx.node!r}: {e}") from e
+        self._voice = await self.load()
         self._cutter = ClauseCutter()
         self._utterance: int | None = None
         self._void = 0  # frames of an older epoch are not spoken
         self._stop: _Stop | None = None  # of the clause being spoken
         self._next_pts = 0  # end of the audio put last
 
+    async def load(self) -> Voice:
+        """The voice of the options. Raises: StageError."""
+        try:
+            return await self.ctx.pool().call(voices.load, self.options.voice)
+        except NoVoice as e:
+            raise StageError(f"node {self.ctx.node!r}: {e}") from e
+
     async def process(self, port: str, frame: Frame, out: Outputs) -> None:
         assert isinstance(frame, TokenFrame)
         if frame.epoch < self._void:
             return
         epoch = out.epoch
-        clauses: list[str] = []
+        clauses: list[tuple[int, str]] = []
         if frame.utterance != self._utterance:
-            clauses.append(self._cutter.finish())  # the one before was not ended: say what there is
+            if self._utterance is not None:  # it was not ended: say what there is
+                clauses.append((self._utterance, self._cutter.finish()))
             self._utterance = frame.utterance
-        clauses += self._cutter.push(frame.text)
+        clauses += [(frame.utterance, clause) for clause in self._cutter.push(frame.text)]
         if frame.end:
-            clauses.append(self._cutter.finish())
+            clauses.append((frame.utterance, self._cutter.finish()))
             self._utterance = None
         stop = self._stop = _Stop(self.ctx)
         try:
-            for clause in clauses:
+            for utterance, clause in clauses:
                 if clause.strip() and not stop.is_set():
-                    await self._say(clause, frame.pts, epoch, stop, out)
+                    await self._say(clause, frame.pts, utterance, epoch, stop, out)
         finally:
             stop.set()  # also when cancelled: the synthesis thread ends at its next chunk
             if self._stop is stop:
                 self._stop = None
 
     async def finish(self, out: Outputs) -> None:
-        rest = self._cutter.finish()
+        rest, utterance = self._cutter.finish(), self._utterance or 0
         if rest.strip():
-            await self._say(rest, self._next_pts, out.epoch, _Stop(self.ctx), out)
+            await self._say(rest, self._next_pts, utterance, out.epoch, _Stop(self.ctx), out)
 
     async def control(self, message: Control) -> None:
         await super().control(message)
@@ -98,7 +103,9 @@ class StreamTts(Stage):
         if stop is not None:
             stop.set()
 
-    async def _say(self, clause: str, pts: int, epoch: int, stop: _Stop, out: Outputs) -> None:
+    async def _say(
+        self, clause: str, pts: int, utterance: int, epoch: int, stop: _Stop, out: Outputs
+    ) -> None:
         """Synthesise one clause and put it out as it comes."""
         pieces = _Handoff(asyncio.get_running_loop())
         volume, rate = self.params.volume, self.params.rate
@@ -119,15 +126,20 @@ class StreamTts(Stage):
                 for part in _cut(piece, self._voice.rate_hz * _CHUNK_MS // 1000):
                     if stop.is_set():
                         break
-                    await self._put(part, volume, epoch, out)
+                    await self._put(part, utterance, volume, epoch, out)
 
-    async def _put(self, piece: Spoken, volume: float, epoch: int, out: Outputs) -> None:
+    async def _put(self, piece: Spoken, utterance: int, volume: float, epoch: int, out: Outputs) -> None:
         pcm = piece.pcm
         if volume != 1.0:
             pcm = np.clip(pcm * np.float32(volume), -32768, 32767).astype(np.int16)
         rate_hz = self._voice.rate_hz
         frame = AudioFrame(
-            pts=self._next_pts, pcm=pcm[:, None], rate_hz=rate_hz, text=piece.text, epoch=epoch
+            pts=self._next_pts,
+            pcm=pcm[:, None],
+            rate_hz=rate_hz,
+            text=piece.text,
+            utterance=utterance,
+            epoch=epoch,
         )
         self._next_pts += len(pcm) * SECOND // rate_hz
         await out.send("audio", frame)
@@ -179,7 +191,7 @@ class _Handoff:
 
 
 def _cut(piece: Spoken, longest: int) -> list[Spoken]:
-    """Parts of at most `longest` samples; the words go with the first."""
+    """Parts of at most `longest` samples; the words go with the last."""
     parts = max(1, -(-len(piece.pcm) // longest))
     arrays = np.array_split(piece.pcm, parts)
-    return [Spoken(pcm, piece.text if i == 0 else "") for i, pcm in enumerate(arrays)]
+    return [Spoken(pcm, piece.text if i == parts - 1 else "") for i, pcm in enumerate(arrays)]

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from penstock.pipeline.clock import NEVER, SECOND, Clock, ManualClock
 from penstock.pipeline.degrade import Quality
 from penstock.pipeline.frame import AudioFrame, Frame
+from penstock.pipeline.playback import Playback
 from penstock.pipeline.pool_threads import make_model
 from penstock.pipeline.rows import Admission, Again, Demand, ModelSpec, Row, RowModel
 from penstock.pipeline.session import SessionEvent
@@ -66,6 +67,7 @@ class FakeContext:
         self.interrupts: list[str] = []
         self.listeners: list[Callable[[SessionEvent], None]] = []
         self.pools = InlinePool()
+        self.playback = Playback(self.clock)
 
     def pool(self, name: str | None = None) -> InlinePool:
         return self.pools

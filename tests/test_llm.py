@@ -15,7 +15,8 @@ from penstock.pipeline.clock import MS, SECOND, ManualClock
 from penstock.pipeline.frame import TokenFrame
 from penstock.pipeline.session import Session
 from penstock.pipeline.stage import Flush, SetParams, StageError
-from penstock.stages.llm import LlmChat, read_key
+from penstock.stages.endpoint import read_key
+from penstock.stages.llm import LlmChat
 from pydantic import ValidationError
 
 from .chat_server import DONE, HELLO, ROLE, Script, Server, Write, delta, drops, sends, serving, stalls

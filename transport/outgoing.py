@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import cast
 
@@ -20,6 +22,7 @@ from numpy.typing import NDArray
 from ..pipeline.clock import MS, SECOND, Clock
 from ..pipeline.frame import AudioFrame, VideoFrame
 from .playout import LONGEST_CUT, StandingDelay, cut_at_pitch
+from .speech_gap import CutWord, SpeechGap
 
 VIDEO_RATE = 90_000  # Hz, the RTP clock of all video payloads (RFC 3551 section 5)
 AUDIO_RATE = 48_000  # Hz, of Opus in RTP (RFC 7587 section 4.1)
@@ -118,10 +121,21 @@ def to_av(frame: VideoFrame) -> av.VideoFrame:
     return av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
 
 
+@dataclass(slots=True)
+class _Chunk:
+    """Sound that waits: pcm (T, 1 or 2) at 48 kHz, and the words of a reply that have been said at its end."""
+
+    epoch: int
+    pcm: NDArray[np.int16]
+    utterance: int = 0
+    text: str = ""
+
+
 class AudioOut(MediaStreamTrack):
     """Plays what is written at real-time pace.
 
-    Generated sound: holds at most `ahead` ns beyond one written frame, loses nothing and keeps its order.
+    Generated sound: holds at most `ahead` ns beyond one written frame, loses nothing and keeps its order. Where it
+    comes too late its last period goes on for a moment; `hold` silences it and lets it go on later.
     `live` sound: leaves as soon as 20 ms of it are there; a writer never waits, the oldest is dropped instead.
     """
 
@@ -132,7 +146,7 @@ class AudioOut(MediaStreamTrack):
         self.clock = clock
         self.ahead = ahead
         self.live = live
-        self._chunks: deque[tuple[int, NDArray[np.int16]]] = deque()  # (epoch, pcm at 48 kHz (T, 1 or 2))
+        self._chunks: deque[_Chunk] = deque()
         self._buffered = 0  # samples
         self._taken = asyncio.Event()
         self._written = asyncio.Event()
@@ -142,6 +156,14 @@ class AudioOut(MediaStreamTrack):
         self._resampler: av.AudioResampler | None = None
         self._format = (0, 0)
         self._standing = StandingDelay()
+        self._gap = SpeechGap()
+        self._word = CutWord()
+        self._said: list[tuple[int, str]] = []  # words that ended since the last step
+        self._carry = (0, "")  # words of frames that the resampler has not given out yet
+        self._hold_until = 0  # ns; 0 when not held
+        self._cut = False  # held: what sounded has been faded out
+        self.on_step: Callable[[int, int, NDArray[np.int16] | None, int, list[tuple[int, str]]], None] | None
+        self.on_step = None  # see Playback.step
         self.flushed = 0  # samples thrown away by flushes
         self.shortened = 0  # samples of live sound taken out to catch up
         self.underruns = 0  # times that speech ran dry inside a frame
@@ -157,13 +179,19 @@ class AudioOut(MediaStreamTrack):
         if frame.epoch < self._floor or self.readyState != "live":
             return
         pcm = self._to_output(frame)
+        self._gap.muted = False
+        utterance, text = self._carry
+        if frame.text:
+            utterance, text = frame.utterance, (text if utterance == frame.utterance else "") + frame.text
         if len(pcm):
-            self._chunks.append((frame.epoch, pcm))
+            self._chunks.append(_Chunk(frame.epoch, pcm, utterance, text))
             self._buffered += len(pcm)
             self._written.set()
+            utterance, text = 0, ""
+        self._carry = (utterance, text)
         if self.live:
             while self.buffered > LIVE_MOST:
-                self._shorten_by(len(self._chunks.popleft()[1]))
+                self._shorten_by(len(self._chunks.popleft().pcm))
             return
         while self.buffered > self.ahead and frame.epoch >= self._floor and self.readyState == "live":
             self._taken.clear()
@@ -172,17 +200,28 @@ class AudioOut(MediaStreamTrack):
     def flush(self, epoch: int) -> None:
         """Forget all that is older than `epoch`; what sounds now fades out within 5 ms."""
         self._floor = max(self._floor, epoch)
-        kept = deque(c for c in self._chunks if c[0] >= epoch)
-        void = [pcm for old, pcm in self._chunks if old < epoch]
+        kept = deque(c for c in self._chunks if c.epoch >= epoch)
+        void = [c.pcm for c in self._chunks if c.epoch < epoch]
         if void:
-            tail = _joined(void)[:FADE]
+            tail = _joined(void)[: 0 if self._cut else FADE]
             ramp = np.linspace(1.0, 0.0, len(tail), dtype=np.float32)[:, None]
-            kept.appendleft((epoch, (tail * ramp).astype(np.int16)))
+            if len(tail):
+                kept.appendleft(_Chunk(epoch, (tail * ramp).astype(np.int16)))
             self.flushed += sum(map(len, void)) - len(tail)
         self._chunks = kept
-        self._buffered = sum(len(pcm) for _, pcm in kept)
+        self._buffered = sum(len(c.pcm) for c in kept)
+        self._word.ended()
+        self._carry = (0, "")
+        self._gap.muted = True
+        self._hold_until = 0  # what was held is void
         self._resampler = None  # it still holds a little of the old sound
         self._taken.set()
+
+    def hold(self, until: int) -> None:
+        """Silence generated sound until `until` (ns), then go on with the word that was cut. A past time: go on now."""
+        if not self.live:
+            self._hold_until = until
+            self._taken.set()
 
     async def pull(self) -> tuple[NDArray[np.int16], int]:
         """20 ms of PCM at 48 kHz, (960, 1 or 2), when they are due, and their time in samples.
@@ -244,30 +283,54 @@ class AudioOut(MediaStreamTrack):
         """(SAMPLES, C): buffered sound, then silence."""
         if self.live:
             self._catch_up()
-        taken = self._pop(SAMPLES)
+            taken = self._pop(SAMPLES)
+        else:
+            taken = self._speech()
         filled = len(taken)
-        if filled < SAMPLES:
-            if filled:
-                self.underruns += 1
-            taken = np.concatenate([taken, np.zeros((SAMPLES - filled, taken.shape[1]), np.int16)])
+        if filled < SAMPLES and filled and not self._cut:
+            self.underruns += 1
+        if self.live:
+            out = np.concatenate([taken, np.zeros((SAMPLES - filled, taken.shape[1]), np.int16)])
+        else:
+            out = self._gap.step(taken, SAMPLES)
         self.played += filled
         self._standing.left(self._buffered)
         self._taken.set()
-        return taken
+        if self.on_step is not None:
+            said, self._said = self._said, []
+            self.on_step(self.clock.now(), SAMPLES, out if out.any() else None, self.buffered, said)
+        return out
+
+    def _speech(self) -> NDArray[np.int16]:
+        """Up to SAMPLES of generated sound, (T, C); the last of it faded out when a hold begins."""
+        if self._hold_until > self.clock.now():
+            if self._cut:
+                return np.zeros((0, 1), np.int16)
+            self._cut = True
+            self._gap.stop()
+            tail = self._pop(FADE)
+            return (tail * np.linspace(1.0, 0.0, len(tail), dtype=np.float32)[:, None]).astype(np.int16)
+        if self._cut:
+            self._cut, self._hold_until = False, 0
+            parts = self._word.take()
+            for part in reversed(parts):
+                self._chunks.appendleft(_Chunk(self._floor, part))
+            self._buffered += sum(map(len, parts))
+        return self._pop(SAMPLES)
 
     def _catch_up(self) -> None:
         """Take delay out of live sound that no jitter needs: silence at once, else a few ms where it repeats."""
         excess = self._standing.excess
         if not excess or self._buffered < SAMPLES + excess:
             return
-        epoch = self._chunks[0][0]
+        epoch = self._chunks[0].epoch
         stretch = self._pop(SAMPLES + excess)
         shorter = cut_at_pitch(stretch[: SAMPLES + min(excess, LONGEST_CUT)], excess)
         if np.abs(stretch).max(initial=0) > 0 and excess > LONGEST_CUT:
             shorter = np.concatenate([shorter, stretch[SAMPLES + LONGEST_CUT :]])
         elif excess > LONGEST_CUT:
             shorter = stretch[excess:]
-        self._chunks.appendleft((epoch, shorter))
+        self._chunks.appendleft(_Chunk(epoch, shorter))
         self._buffered += len(shorter)
         gone = len(stretch) - len(shorter)
         self.shortened += gone
@@ -282,11 +345,19 @@ class AudioOut(MediaStreamTrack):
         parts: list[NDArray[np.int16]] = []
         missing = most
         while missing and self._chunks:
-            epoch, pcm = self._chunks.popleft()
-            parts.append(pcm[:missing])
-            if len(pcm) > missing:
-                self._chunks.appendleft((epoch, pcm[missing:]))
-            missing -= len(parts[-1])
+            chunk = self._chunks[0]
+            part = chunk.pcm[:missing]
+            parts.append(part)
+            missing -= len(part)
+            if not self.live:
+                self._word.played(part)
+            if len(part) < len(chunk.pcm):
+                chunk.pcm = chunk.pcm[len(part) :]
+                break
+            self._chunks.popleft()
+            if chunk.text:
+                self._said.append((chunk.utterance, chunk.text))
+                self._word.ended()
         self._buffered -= most - missing
         return _joined(parts)
 

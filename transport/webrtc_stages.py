@@ -7,7 +7,9 @@ import logging
 from collections.abc import Awaitable
 from typing import Any, Literal
 
+import numpy as np
 from aiortc.mediastreams import MediaStreamError
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..pipeline.clock import MS, SECOND
@@ -17,6 +19,7 @@ from ..pipeline.units import Audio, AudioFormat, Duration, Video
 from .datachannel import ControlChannel
 from .fit import AudioFit, VideoFit
 from .ingress import IngressTrack
+from .outgoing import AUDIO_RATE
 from .peer import Peer
 
 log = logging.getLogger(__name__)
@@ -166,6 +169,17 @@ class WebRtcOut(Stage):
         if self.peer.audio_out is not None:
             self.peer.audio_out.ahead = self.options.ahead
             self.peer.audio_out.live = self.live_audio
+            if not self.live_audio:
+                self.ctx.playback.attach(AUDIO_RATE, self.peer.audio_out.hold)
+                self.peer.audio_out.on_step = self._played
+
+    def _played(
+        self, at: int, samples: int, pcm: NDArray[np.int16] | None, waiting: int, said: list[tuple[int, str]]
+    ) -> None:
+        """20 ms have left: the session learns what its listener hears, the page what words were said."""
+        self.ctx.playback.step(at, samples, pcm, waiting, said)
+        for utterance, text in said:
+            self.ctx.emit("played", utterance=utterance, text=text)
 
     def process(self, port: str, frame: Frame, out: Outputs) -> Awaitable[None] | None:
         assert self.peer is not None

@@ -153,11 +153,14 @@ function show(track) {
   });
 }
 
+let turns = false; // the graph decides itself what an interruption is
+
 const HANDLERS = {
   hello({ nodes }) {
     params.build(nodes);
     figures.build(nodes);
     if (nodes.some(({ use }) => use.startsWith("agent."))) ideas();
+    turns = nodes.some(({ use }) => use === "turn.manager");
   },
   text({ from, kind, text, pts_ms: pts, until_ms: until, utterance, end }) {
     if (kind === "partial") captions.partial(text, pts);
@@ -165,7 +168,8 @@ const HANDLERS = {
     else talk.reply(from, utterance, text, end);
   },
   event({ name, from, fields }) {
-    if (name === "speech_start") { $("mic").classList.add("heard"); talk.cut(); }
+    if (name === "speech_start") { $("mic").classList.add("heard"); if (!turns) talk.cut(); }
+    if (name === "barge_in") talk.cut();
     if (name === "speech_end") $("mic").classList.remove("heard");
     if (name === "restart") note(`Stage ${from} failed and was restarted: ${fields.error}`);
     if (name === "failed") note(`Stage ${from} failed and is off: ${fields.error}`, { bad: true });

@@ -1,0 +1,58 @@
+"""How a stage names an endpoint of somebody else's service and its key, without ever showing the key."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from pathlib import Path
+from urllib.parse import urlsplit
+
+_MAX_KEY = 16 * 1024  # bytes; tokens of cloud services have up to some kilobytes
+
+
+def check_url(value: str) -> str:
+    """Raises: ValueError for what is no plain http(s) base address."""
+    parts = urlsplit(value)  # a ValueError of its own for a bad port or address
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError("not an endpoint; write http(s)://HOST[:PORT]/PATH, as http://localhost:8000/v1")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("holds a user name or password; write the key as key: env:NAME or file:PATH")
+    _ = parts.port
+    return value
+
+
+def check_reference(value: str) -> str:
+    """Raises: ValueError for what is no reference to a key."""
+    kind, _, where = value.partition(":")
+    if value and (kind not in ("env", "file") or not where):
+        # the value may be the key itself: it is not repeated, here or by whoever prints this
+        raise ValueError("not a reference to a key; write env:NAME or file:PATH")
+    return value
+
+
+def read_key(reference: str) -> str:
+    """The key that `env:NAME` or `file:PATH` names; "" for none. Raises: ValueError, never showing it."""
+    kind, _, where = reference.partition(":")
+    if kind == "env":
+        key = os.environ.get(where, "")
+    elif kind == "file":
+        try:
+            with Path(where).expanduser().open("rb") as file:
+                key = file.read(_MAX_KEY).decode("ascii", errors="replace")
+        except OSError as e:
+            raise ValueError(f"key {reference!r} cannot be read: {e.strerror}") from None
+    else:
+        return ""
+    key = key.strip()
+    if not key or not (key.isascii() and key.isprintable()):
+        raise ValueError(f"key {reference!r} is empty or not one line of printable ASCII")
+    return key
+
+
+def is_local(url: str) -> bool:
+    """Does it stay on this machine?"""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
