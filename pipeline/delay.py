@@ -46,11 +46,14 @@ class DelayEdge(Edge):
     def match(self, edges: Sequence[Edge]) -> None:
         """Be as late as these edges of the same reader."""
         self._match = edges
+        for edge in edges:
+            edge.watch()
 
-    def put(self, frame: Frame, /) -> None:
+    def post(self, port: str, frame: Frame, /) -> None:
+        if port != self.src_port:
+            raise self.refuse(port)
         self.held.append(frame)
         while frame.pts - self.held[0].pts > MOST:
-            self.puts += 1
             self.lose(self.held.popleft(), "overflow")
         if self._timer is None:
             self._release()
@@ -65,7 +68,7 @@ class DelayEdge(Edge):
 
     def flush(self, epoch: int) -> None:
         kept = [f for f in self.held if f.epoch >= epoch]
-        self.puts += len(self.held) - len(kept)
+        self.entered += len(self.held) - len(kept)
         self.lost["flushed"] += len(self.held) - len(kept)
         self.held = deque(kept)
         super().flush(epoch)
@@ -74,14 +77,14 @@ class DelayEdge(Edge):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self.puts += len(self.held)
+        self.entered += len(self.held)
         self.lost["closed"] += len(self.held)
         self.held.clear()
         super().discard()
 
     def _finish(self) -> None:
         while self.held:
-            super().put(self.held.popleft())
+            super().post(self.src_port, self.held.popleft())
         super().close()
 
     def _lateness(self) -> int:
@@ -98,7 +101,7 @@ class DelayEdge(Edge):
         late = self._lateness()
         now = self._clock.now()
         while self.held and self.held[0].pts + late <= now:
-            super().put(self.held.popleft())
+            super().post(self.src_port, self.held.popleft())
         if self.held:
             wait = self.held[0].pts + late - now
             self._timer = self._loop.call_later(wait / SECOND, self._release)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -46,13 +47,13 @@ class Waker:
         future = self._future
         if future is not None:
             self._future = None
-            if not future.done():
+            if not future.done():  # else its task was cancelled
                 future.set_result(None)
 
-    async def wait(self) -> None:
-        """Sleep until `wake`. The caller has just seen that there is nothing to do."""
-        self._future = self._loop.create_future()
-        await self._future
+    def sleep(self) -> asyncio.Future[None]:
+        """What to await until `wake`. The caller has just seen that there is nothing to do."""
+        self._future = future = asyncio.Future(loop=self._loop)
+        return future
 
 
 class Edge:
@@ -64,6 +65,7 @@ class Edge:
 
     __slots__ = (
         "_bytes",
+        "_exact",
         "_next_pts",
         "_room",
         "ages",
@@ -72,17 +74,24 @@ class Edge:
         "closed",
         "drops",
         "dst_port",
+        "entered",
         "epoch",
+        "full",
         "hold",
+        "inlined",
         "last_age",
+        "limit",
         "lost",
         "missed",
         "name",
+        "odd",
         "peak",
-        "puts",
         "queue",
+        "refuse",
         "source",
-        "special",
+        "span",
+        "src_port",
+        "strict",
         "taken",
         "thin",
         "waker",
@@ -100,30 +109,44 @@ class Edge:
         hold: int = 0,
     ) -> None:
         self.source = source  # "node.port"
+        self.src_port = source.partition(".")[2]
         self.dst_port = dst_port
         self.name = f"{source}->{dst}.{dst_port}"
         self.bound = bound
         self.waker = waker
-        self.special = bool(hold) or bound.nbytes != NEVER  # `next` must take the long way
         self.drops = bound.full != "block"
         self.thin = thin  # ns: at most one frame in each; 0 takes all
+        self.hold = hold  # ns: a frame counts for so long after its pts; 0 for ever
         self.epoch = 0  # of the producer's scope: what is older is void
         self.closed = False  # the producer has ended; what is queued is still delivered
         self.queue: deque[Frame] = deque()
-        self.puts = 0
+        self.entered = 0  # frames that came by `put`
+        self.inlined = 0  # frames that a fused consumer was handed on the spot
         self.lost: Counter[str] = Counter()
         self.ages = [0] * AGE_BUCKETS
         self.peak = 0
-        self.taken = 0  # frames delivered by `take`
-        self.last_age = -1  # ns: how late the last delivered frame was; -1 before the first
-        self.hold = hold  # ns: a frame counts for so long after its pts; 0 for ever
+        self.taken = 0  # frames delivered from the queue
+        self.last_age = -1  # ns: how late the last frame delivered by `take` was; -1 before the first
         self.armed = False  # a fused consumer is asleep with nothing to do: it may be called on the spot
-        self._bytes = 0
+        self.full = False  # a producer that waits must wait now: kept by `put` and `drained`
         self.missed: Gap | None = None
+        self.refuse: Callable[[str], Exception] = ValueError  # of a port that the producer does not have
+        # what the quick paths compare, so that they need not know why
+        self.strict = bool(thin) or bound.nbytes != NEVER  # `put` must look closer
+        self.limit = 1 if bound.nbytes != NEVER else bound.count + self.drops  # frames that may be too many
+        self.span = bound.span
+        self._exact = bool(hold) or bound.nbytes != NEVER
+        self.odd = self._exact  # the next frame must be taken by `take`
+        self._bytes = 0
         self._next_pts = -NEVER
         self._room: asyncio.Future[None] | None = None
 
     # ------------------------------------------------------------ producer
+
+    @property
+    def puts(self) -> int:
+        """Frames that the producer put."""
+        return self.entered + self.inlined
 
     @property
     def delivered(self) -> int:
@@ -144,46 +167,66 @@ class Edge:
 
     def put(self, frame: Frame, /) -> None:
         """Add a frame now. A dropping edge then sheds its oldest; a waiting one may stand over its bound."""
-        self.puts += 1
-        if frame.epoch < self.epoch:
-            self.lost["flushed"] += 1
+        self.post(self.src_port, frame)
+
+    def post(self, port: str, frame: Frame, /) -> None:
+        """`put` for a stage that has this one reader only: its `Outputs.post`."""
+        if port != self.src_port:
+            raise self.refuse(port)
+        self.entered += 1
+        if (self.strict or frame.epoch < self.epoch) and not self._admits(frame):
             return
-        if self.closed:
-            self.lost["closed"] += 1
-            return
-        if self.thin:
-            if frame.pts < self._next_pts:
-                self.lost["thinned"] += 1
-                return
-            # keep the beat: a late frame must not push the following ones back
-            behind = frame.pts - self._next_pts
-            self._next_pts = (frame.pts if behind > self.thin else self._next_pts) + self.thin
-        queue, bound = self.queue, self.bound
+        queue = self.queue
         queue.append(frame)
         size = len(queue)
         if size == 1:
             self.waker.wake()
-        if bound.nbytes != NEVER:
-            self._bytes += frame.nbytes
-        if size > 1 and self.drops:
-            while size > 1 and (
-                size > bound.count or frame.pts - queue[0].pts >= bound.span or self._bytes > bound.nbytes
-            ):
-                self._lose(queue.popleft(), "overflow")
-                size -= 1
+        if size >= self.limit or frame.pts - queue[0].pts >= self.span:
+            size = self._shed(frame.pts)
         if size > self.peak:
             self.peak = size
 
+    def _admits(self, frame: Frame) -> bool:
+        """What only some edges, or some moments, ask of a frame."""
+        if frame.epoch < self.epoch:
+            self.lost["flushed"] += 1
+            return False
+        if self.closed:
+            self.lost["closed"] += 1
+            return False
+        if self.thin:
+            if frame.pts < self._next_pts:
+                self.lost["thinned"] += 1
+                return False
+            # keep the beat: a late frame must not push the following ones back
+            behind = frame.pts - self._next_pts
+            self._next_pts = (frame.pts if behind > self.thin else self._next_pts) + self.thin
+        if self.bound.nbytes != NEVER:
+            self._bytes += frame.nbytes
+        return True
+
+    def _shed(self, newest: int) -> int:
+        """Over the bound, perhaps: lose the oldest, or tell the producer to wait. How many are left."""
+        queue, bound = self.queue, self.bound
+        if not self.drops:
+            self.full = self.is_full
+            return len(queue)
+        while len(queue) > 1 and (
+            len(queue) > bound.count or newest - queue[0].pts >= bound.span or self._bytes > bound.nbytes
+        ):
+            self._lose(queue.popleft(), "overflow")
+        return len(queue)
+
     async def room(self) -> None:
         """Wait until a blocking edge has room. Returns at once for the other policies."""
-        while self.bound.full == "block" and self.is_full and not self.closed:
+        while self.full and not self.closed:
             if self._room is None:
                 self._room = asyncio.get_running_loop().create_future()
             await self._room
 
     def close(self) -> None:
         """The producer has ended. Idempotent."""
-        self.closed = True
+        self.closed = self.strict = True
         self.waker.wake()
         self._wake_room()
 
@@ -195,6 +238,7 @@ class Edge:
         None when there is nothing: the queue is empty (and, when `closed`, will stay so).
         """
         queue = self.queue
+        taken: Frame | None = None
         while queue:
             frame = queue.popleft()
             if self._bytes:
@@ -207,42 +251,40 @@ class Edge:
                 continue
             if self.missed is not None:
                 queue.appendleft(frame)
-                gap, self.missed = self.missed, None
+                if self.bound.nbytes != NEVER:
+                    self._bytes += frame.nbytes
+                gap, self.missed, self.odd = self.missed, None, self._exact
                 return Gap(
                     pts=gap.pts, until=frame.pts, count=gap.count, reason=gap.reason, epoch=frame.epoch
                 )
-            self.delivering(frame, now)
-            return frame
-        if self._room is not None:
-            self._wake_room()
-        return None
+            self.last_age = now - frame.pts
+            self.taken = count = self.taken + 1
+            if not count & 7 or count < 64:
+                self.observe(self.last_age)
+            taken = frame
+            break
+        if self.full:
+            self.drained()
+        return taken
 
-    def next(self, now: int) -> Frame | None:
-        """`take` for a queue that is not empty, quick where nothing is out of the ordinary."""
-        queue = self.queue
-        frame = queue.popleft()
-        if frame.deadline < now or frame.epoch < self.epoch or self.missed is not None or self.special:
-            queue.appendleft(frame)
-            return self.take(now)
-        self.delivering(frame, now)
-        return frame
-
-    def delivering(self, frame: Frame, now: int) -> None:
-        """Count, and let a waiting producer go on."""
-        self.last_age = now - frame.pts
-        self.taken = taken = self.taken + 1
-        if not taken & 7 or taken < 64:  # a sample is enough once there are many
-            self.observe(self.last_age)
-        if self._room is not None and not self.is_full:
+    def drained(self) -> None:
+        """Frames were taken: a waiting producer may go on when there is room again."""
+        if not self.is_full:
+            self.full = False
             self._wake_room()
+
+    def watch(self) -> None:
+        """Keep `last_age` from now on: somebody is led by it."""
+        self._exact = self.odd = True
 
     def observe(self, age: int) -> None:
-        """Count the age (ns) of one delivered frame."""
+        """Count the age (ns) of one delivered frame. A sample is enough once there are many."""
         bucket = age >> 20
         self.ages[bucket if 0 <= bucket < AGE_BUCKETS else 0 if bucket < 0 else AGE_BUCKETS - 1] += 1
 
     def lose(self, frame: Frame, reason: str) -> None:
         """Count a frame that a fused consumer met but may not use; the next `take` tells the gap."""
+        self.entered += 1
         self.armed = False
         self._lose(frame, reason, counted=True)
 
@@ -254,15 +296,15 @@ class Edge:
         self.queue.clear()  # in place: the consumer holds on to it
         self.queue.extend(keep)
         self._bytes = sum(f.nbytes for f in keep) if self.bound.nbytes != NEVER else 0
-        self.missed = None
-        self._wake_room()
+        self.missed, self.odd = None, self._exact
+        self.drained()
 
     def discard(self) -> None:
         """Drop what is queued: the consumer is gone."""
         self.lost["closed"] += len(self.queue)
         self.queue.clear()
         self._bytes = 0
-        self._wake_room()
+        self.drained()
 
     # ------------------------------------------------------------ inside
 
@@ -270,7 +312,7 @@ class Edge:
         self.lost[reason] += 1
         if self._bytes and not counted:
             self._bytes -= frame.nbytes
-        gap = self.missed
+        gap, self.odd = self.missed, True
         if gap is None:
             self.missed = Gap(pts=frame.pts, until=frame.pts, reason=reason)
         else:

@@ -2,55 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TypeAlias
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Protocol
 
 from .edge import Edge
 from .frame import Frame
 from .stage import StageError
 
-Put: TypeAlias = Callable[[Frame], None]
+
+class Post(Protocol):
+    """What puts a frame on the port of that name."""
+
+    def __call__(self, port: str, frame: Frame, /) -> None: ...
 
 
 class NodeOutputs:
-    """The node's `Outputs`: fans each frame out to the edges of a port."""
+    """The node's `Outputs`: fans each frame out to the edges of a port.
 
-    __slots__ = ("_edges", "_puts", "blocking", "epoch", "node", "source")
+    `post` is made anew whenever the readers change: a node with one output port and one reader, which most
+    are, pays for no look-up and no loop.
+    """
+
+    __slots__ = ("_edges", "_nothing", "_posts", "blocking", "epoch", "node", "post", "source")
 
     def __init__(self, node: str, ports: Mapping[str, list[Edge]]) -> None:
         self.epoch = 0
         self.source = ""
         self.node = node
         self._edges = ports
-        self._puts: dict[str, list[Put]] = {
-            port: [edge.put for edge in edges] for port, edges in ports.items()
-        }
-        self.blocking = [e for edges in ports.values() for e in edges if e.bound.full == "block"]
+        self._posts: dict[str, list[Post]] = {port: [e.post for e in edges] for port, edges in ports.items()}
+        self.blocking = [e for edges in ports.values() for e in edges if not e.drops]
+        self._nothing: Awaitable[None] | None = None
+        for edges in ports.values():
+            for edge in edges:
+                edge.refuse = self.refuse
+        self.post: Post = self._compiled()
 
-    def hear(self, port: str, on_frame: Put) -> None:
+    def hear(self, port: str, on_frame: Callable[[Frame], None]) -> None:
         """Call `on_frame` too for each frame put on `port`."""
-        self._puts[port].append(on_frame)
 
-    def fuse(self, edge: Edge, put: Put) -> None:
+        def post(_: str, frame: Frame) -> None:
+            on_frame(frame)
+
+        self._posts[port].append(post)
+        self.post = self._compiled()
+
+    def fuse(self, edge: Edge, post: Post) -> None:
         """Put on `edge` by another function from now on."""
-        for port, edges in self._edges.items():
-            if edge in edges:
-                self._puts[port][edges.index(edge)] = put
+        posts = self._posts[edge.src_port]
+        posts[self._edges[edge.src_port].index(edge)] = post
+        self.post = self._compiled()
 
-    def post(self, port: str, frame: Frame) -> None:
-        try:
-            puts = self._puts[port]
-        except KeyError:
-            names = ", ".join(self._edges) or "none"
-            raise StageError(f"{self.node!r} has no output port {port!r}; it has: {names}") from None
-        for put in puts:
-            put(frame)
+    def refuse(self, port: str) -> StageError:
+        """The error of a stage that puts on a port which it does not have."""
+        names = ", ".join(self._edges) or "none"
+        return StageError(f"{self.node!r} has no output port {port!r}; it has: {names}")
 
-    async def send(self, port: str, frame: Frame) -> None:
-        self.post(port, frame)
+    async def _wait(self, port: str) -> None:
         for edge in self._edges[port]:
-            if edge.queue and edge.bound.full == "block" and edge.is_full:
+            if edge.full:
                 await edge.room()
+
+    def send(self, port: str, frame: Frame) -> Awaitable[None]:
+        """Put now; what it returns waits for room."""
+        self.post(port, frame)
+        for edge in self.blocking:
+            if edge.full:
+                return self._wait(port)
+        nothing = self._nothing
+        if nothing is None:  # awaited by each frame: a finished future costs a third of a coroutine
+            nothing = self._nothing = asyncio.get_running_loop().create_future()
+            nothing.set_result(None)
+        return nothing
 
     def puts(self) -> int:
         """Frames put on the busiest port, for a source's rate."""
@@ -61,3 +85,22 @@ class NodeOutputs:
         for edges in self._edges.values():
             for edge in edges:
                 edge.close()
+
+    # ------------------------------------------------------------ inside
+
+    def _compiled(self) -> Post:
+        if len(self._edges) == 1:
+            ((port, posts),) = self._posts.items()
+            if len(posts) == 1 and self._edges[port]:
+                return posts[0]  # it checks the port itself
+        by_port, refuse = {port: tuple(posts) for port, posts in self._posts.items()}, self.refuse
+
+        def post(port: str, frame: Frame) -> None:
+            try:
+                posts = by_port[port]
+            except KeyError:
+                raise refuse(port) from None
+            for put in posts:
+                put(port, frame)
+
+        return post

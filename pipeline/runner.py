@@ -14,8 +14,9 @@ from .edge import Edge, Waker, earliest
 from .errors import one_line as _words
 from .frame import EventFrame, Frame, Gap
 from .graph import NodePlan
+from .hops import Chain, burst, fused_post
 from .node_pool import NodePool
-from .outputs import NodeOutputs, Put
+from .outputs import NodeOutputs
 from .playback import Playback
 from .replacement import Replace
 from .stage import Control, Dropped, Flush, Pool, Stage, StageError
@@ -53,7 +54,7 @@ class Runner:
         self.out = NodeOutputs(plan.name, {})
         self.stage = make()
         self.process = self.stage.process
-        self.processed = 0
+        self._gaps = 0
         self.missed = 0  # rows dropped by a pool
         self.busy = 0  # ns inside process(), waiting included
         self.restarts = 0
@@ -61,7 +62,7 @@ class Runner:
         self._session = session
         self._make = make
         self._waker = waker
-        self._control: deque[Control | Replace] = deque()
+        self.lane: deque[Control | Replace] = deque()
         self._failures: deque[int] = deque()
         self._processing = False
         self._error: Exception | None = None  # raised on a fused edge, for the node's own task
@@ -142,7 +143,7 @@ class Runner:
         if isinstance(message, Flush) and self._processing:
             spawn(self._control_now(message))
         else:
-            self._control.append(message)
+            self.lane.append(message)
             for edge in self._fused:
                 edge.armed = False
             self._waker.wake()
@@ -165,6 +166,11 @@ class Runner:
     def _on_event(self, frame: Frame) -> None:
         assert isinstance(frame, EventFrame), f"{self.plan.use} put a {type(frame).__name__} on an event port"
         self._session.notify(self.node, frame.name, frame.fields, frame.pts)
+
+    @property
+    def processed(self) -> int:
+        """Frames and gaps that the stage was given."""
+        return self._gaps + sum(edge.taken + edge.inlined for edge in self.inputs)
 
     @property
     def waits_since(self) -> int:
@@ -197,8 +203,13 @@ class Runner:
 
     async def _consume(self) -> None:
         """Take frames in media order over all inputs until all have ended."""
-        inputs, control, blocking = self.inputs, self._control, self.out.blocking
-        single = len(inputs) == 1
+        inputs, control, blocking, waker = self.inputs, self.lane, self.out.blocking, self._waker
+        single, now = inputs[0] if len(inputs) == 1 else None, self.clock.now
+        bursts = {
+            edge: burst(self, edge, enters=self._enters_scope(edge), alone=single is not None)
+            for edge in inputs
+        }
+        only = bursts[single] if single else None
         while True:
             if self._error is not None:
                 error, self._error = self._error, None
@@ -206,23 +217,29 @@ class Runner:
             while control:
                 await self._control_now(control.popleft())
             for output in blocking:
-                if output.queue and output.is_full:
+                if output.full:
                     await output.room()
-            edge = inputs[0] if single else earliest(inputs, self.plan.driver)
+            edge = single or earliest(inputs, self.plan.driver)
             if edge is None or not edge.queue:
-                if all(e.closed and not e.queue for e in inputs):
+                if single.closed if single else all(e.closed and not e.queue for e in inputs):
                     break
                 if not control:
-                    await self._sleep()
+                    for fused in self._fused:  # they may be used while it sleeps
+                        fused.armed = True
+                    await waker.sleep()
+                    for fused in self._fused:
+                        fused.armed = False
                 continue
             self._processing = True
-            start = self.clock.now()
             try:
-                work = self._burst(edge, single)
+                work = only() if only else bursts[edge]()
                 if work is not None:
-                    self._since = start
-                    await work
-                    self.busy += self.clock.now() - start
+                    self._since = start = now()
+                    try:
+                        await work
+                    finally:
+                        self._since = 0
+                    self.busy += now() - start
             except Dropped:
                 self.missed += 1
             except asyncio.CancelledError:
@@ -230,8 +247,6 @@ class Runner:
                     raise
                 self._hung = False
                 raise StageError(f"no progress in {HANG // SECOND} s: the call was ended") from None
-            finally:
-                self._since = 0
             self._processing = False
         self.out.epoch = self.epoch
         work = self.stage.finish(self.out)
@@ -245,96 +260,54 @@ class Runner:
         """
         if not self._since or self._task is None:
             return
-        if self.stage.busy or any(e.queue and e.is_full for e in self.out.blocking):
+        if self.stage.busy or any(e.full for e in self.out.blocking):
             self._since = now
         elif now - self._since > HANG:
             self._hung = True
             self._since = 0
             self._task.cancel()
 
-    def _burst(self, edge: Edge, more: bool) -> Awaitable[None] | None:
-        """Process frames of one edge until one has to wait: what it waits for, or None.
-
-        more: go on with the next frame, as long as nobody is kept waiting by that.
-        """
-        out, queue, control, process, now = self.out, edge.queue, self._control, self.process, self.clock.now
-        port, enters, blocking = edge.dst_port, self._enters_scope(edge), out.blocking
-        out.source = edge.source
-        while queue:
-            start = now()
-            frame = edge.next(start)
-            if frame is None:
-                return None
-            out.epoch = self.epoch if enters else frame.epoch
-            self.processed = count = self.processed + 1
-            work = self.stage.gap(port, frame, out) if type(frame) is Gap else process(port, frame, out)
-            if work is not None:
-                return work
-            if not count & 7:  # see `fuse`
-                self.busy += (now() - start) << 3
-            if control or not more:
-                return None
-            for output in blocking:
-                if output.queue and output.is_full:
-                    return None
-        return None
+    def take(self, edge: Edge, now: int) -> Awaitable[None] | None:
+        """One frame the long way: something is out of the ordinary."""
+        frame, out = edge.take(now), self.out
+        if frame is None:
+            return None
+        out.epoch = self.epoch if self._enters_scope(edge) else frame.epoch
+        if type(frame) is Gap:
+            self._gaps += 1
+            return self.stage.gap(edge.dst_port, frame, out)
+        return self.process(edge.dst_port, frame, out)
 
     def _enters_scope(self, edge: Edge) -> bool:
         """Does this edge lead into the node's scope from outside it?"""
         return bool(self.plan.scope) and edge.source not in self._scope_sources
 
-    async def _sleep(self) -> None:
-        """Until a frame, an end, or a control message comes. Fused edges may be used meanwhile."""
-        for edge in self._fused:
-            edge.armed = True
-        await self._waker.wait()
-        for edge in self._fused:
-            edge.armed = False
+    def fuse(self, nodes: Mapping[str, Runner], chain: Chain) -> None:
+        """Let the one input of a cheap stage run it on the spot, without a task switch; see `hops`.
 
-    def fuse(self) -> Put | None:
-        """A `put` for the one input of a cheap stage that runs it on the spot, without a task switch.
-
-        None when the stage is not `inline` or has several inputs. It gives way to the queue whenever the
-        node's own task has something to do (control, a gap to tell, a restart) or an output is held up;
-        epochs, deadlines and counts hold on both paths.
+        Nothing is done when the stage is not `inline`, has several inputs, or its edge thins or holds back.
         """
-        if not self.plan.cls.inline or len(self.inputs) != 1:
-            return None
-        edge, out, now = self.inputs[0], self.out, self.clock.now
-        port, enters = edge.dst_port, self._enters_scope(edge)
-        blocking = tuple((e.queue, e) for e in out.blocking)
-        queue, enqueue = edge.queue, edge.put
+        if not self.fuses:
+            return
+        edge = self.inputs[0]
+        feeder = nodes[edge.source.partition(".")[0]]
         self._fused.append(edge)
-        out.source = edge.source
+        self.out.source = edge.source
+        enters, scoped = self._enters_scope(edge), bool(feeder.plan.scope)
+        post = fused_post(self, edge, chain, enters=enters, head=not feeder.fuses, scoped=scoped)
+        feeder.out.fuse(edge, post)
 
-        def put(frame: Frame) -> None:
-            if not edge.armed or queue or frame.epoch < edge.epoch or edge.thin:
-                enqueue(frame)
-                return
-            for waiting, output in blocking:
-                if waiting and output.is_full:
-                    enqueue(frame)
-                    return
-            edge.puts += 1
-            start = now()
-            if frame.deadline < start:
-                edge.lose(frame, "late")
-                return
-            out.epoch = self.epoch if enters else frame.epoch
-            try:
-                self.process(port, frame, out)
-            except Dropped:
-                self.missed += 1
-            except Exception as e:  # noqa: BLE001 - supervisor's boundary: this node's error, not its feeder's
-                self._error = e
-                edge.armed = False
-                self._waker.wake()
-            self.processed = count = self.processed + 1
-            if not count & 7:  # reading the clock costs as much as the hop: sample one in eight
-                edge.observe(start - frame.pts)
-                self.busy += (now() - start) << 3
+    @property
+    def fuses(self) -> bool:
+        if not self.plan.cls.inline or len(self.inputs) != 1:
+            return False
+        edge = self.inputs[0]
+        return type(edge) is Edge and not edge.thin and not edge.hold
 
-        return put
+    def fail(self, error: Exception) -> None:
+        """A call on a fused edge raised: this node's own task deals with it."""
+        self._error = error
+        self._waker.wake()
 
     async def _recover(self, error: Exception) -> bool:
         """After a failure: a new stage on the same edges. False when it is given up."""
@@ -383,7 +356,7 @@ class Runner:
                         await self.out.send(edge.dst_port, frame)
             if all(e.closed and not e.queue for e in self.inputs):
                 return
-            await self._waker.wait()
+            await self._waker.sleep()
 
     async def _close_stage(self) -> None:
         try:

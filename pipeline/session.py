@@ -19,6 +19,7 @@ from .compiler import near
 from .delay import DelayEdge
 from .edge import Bound, Edge, Waker
 from .graph import EdgePlan, NodePlan, Plan
+from .hops import Chain
 from .playback import Playback
 from .pools import DevicePool, Pools
 from .replacement import Replace
@@ -206,11 +207,9 @@ class Session:
                 delayed = next(e for e in here if e.source == edge_plan.source)
                 if isinstance(delayed, DelayEdge):
                     delayed.match([e for e in here if e.source.startswith(f"{edge_plan.filters.match}.")])
+        chain = Chain()
         for runner in self.runners.values():
-            put = runner.fuse()
-            if put is not None:
-                edge = runner.inputs[0]
-                self.runners[edge.source.partition(".")[0]].out.fuse(edge, put)
+            runner.fuse(self.runners, chain)
 
     def _edge(self, plan: EdgePlan, bound: Bound, waker: Waker) -> Edge:
         f = plan.filters

@@ -94,12 +94,12 @@ class Outputs(Protocol):
     epoch: int  # stamp it on every frame made for the current input
     source: str  # "node.port" that the current input came from
 
-    def post(self, port: str, frame: Frame) -> None:
+    def post(self, port: str, frame: Frame, /) -> None:
         """Put without waiting. A full live edge drops its oldest; a full waiting edge is let over its
         bound by what one `process` call posts, and the stage is not called again before there is room."""
         ...
 
-    async def send(self, port: str, frame: Frame) -> None:
+    def send(self, port: str, frame: Frame, /) -> Awaitable[None]:
         """Put, waiting for room where the edge's policy is to wait. Long outputs use this."""
         ...
 

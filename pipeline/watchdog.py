@@ -85,8 +85,9 @@ def culprit(frame: FrameType | None) -> str:
     place = f"{frame.f_code.co_filename}:{frame.f_lineno} {frame.f_code.co_name}"
     at: FrameType | None = frame
     while at is not None:
-        owner = at.f_locals.get("self")
-        if isinstance(owner, Runner):
-            return f"{owner.session}/{owner.node} in {place}"
+        for name in ("self", "runner"):  # the latter in a fused hop
+            owner = at.f_locals.get(name)
+            if isinstance(owner, Runner):
+                return f"{owner.session}/{owner.node} in {place}"
         at = at.f_back
     return place

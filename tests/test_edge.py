@@ -115,7 +115,7 @@ def test_producer_of_a_blocking_edge_waits_for_room() -> None:
                 if frame is None:
                     if e.closed:
                         return
-                    await e.waker.wait()
+                    await e.waker.sleep()
                 else:
                     got.append(frame.pts // MS)
                     await asyncio.sleep(0.001)
@@ -181,6 +181,8 @@ def test_every_frame_is_delivered_or_lost_or_queued(
         else:
             epoch += 1
             e.flush(epoch)
-        assert e.puts == e.delivered + sum(e.lost.values()) + len(e.queue)
+        assert e.puts == len(delivered) + sum(e.lost.values()) + len(e.queue)  # counted here, not there
+        assert e.taken == e.delivered == len(delivered)
+        assert e.full == (e.is_full and bound.full == "block")
     assert delivered == sorted(delivered)
     assert lost_in_gaps <= e.lost["overflow"] + e.lost["late"]

@@ -54,7 +54,10 @@ def trace(kind: str, takes_ms: float) -> tuple[list[tuple[int, int]], dict[str, 
     session = run_virtual(run_session(compile_test(CHAIN.replace("KIND", kind) % takes_ms)))
     got = [(at, f.pts) for at, _, f in sink_of(session).got if isinstance(f, AudioFrame)]
     edges = [e for r in session.runners.values() for e in r.inputs]
-    assert all(e.puts == e.delivered + sum(e.lost.values()) for e in edges)
+    assert all(e.puts == e.taken + e.inlined + sum(e.lost.values()) for e in edges)
+    out = session.runners["out"]
+    assert out.inputs[0].delivered == len(sink_of(session).got)
+    assert out.processed == len(sink_of(session).got) + len(sink_of(session).gaps)
     return got, dict(session.runners["out"].inputs[0].lost)
 
 
@@ -89,3 +92,21 @@ def test_control_comes_before_the_next_frame_on_a_fused_edge() -> None:
     run_virtual(run_session(compile_test(CHAIN.replace("KIND", "fused") % 0), meanwhile=change))
     first = Fused.seen_gains[:6]
     assert first[1::3] == [3, 3]
+
+
+def test_an_inline_stage_behind_a_delayed_edge_gets_its_frames_late() -> None:
+    delayed = CHAIN.replace("KIND", "fused").replace("in: a.audio", "in: a.audio|delay(100ms)") % 0
+    session = run_virtual(run_session(compile_test(delayed)))
+    ages = [at - f.pts for at, _, f in sink_of(session).got if isinstance(f, AudioFrame)]
+    assert min(ages) >= 100 * MS
+
+
+def test_a_port_that_is_not_there_is_told_by_the_node_that_has_none() -> None:
+    class Wrong(Fused):
+        def process(self, port: str, frame: Frame, out: Outputs) -> None:
+            out.post("video", frame)
+
+    STAGES["test.wrong"] = Wrong
+    text = CHAIN.replace("b:   {use: test.KIND", "b:   {use: test.wrong").replace("KIND", "fused") % 0
+    session = run_virtual(run_session(compile_test(text)))
+    assert session.runners["b"].error == "'b' has no output port 'video'; it has: audio"
