@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from . import library, logs, notify, service_commands
+from . import library, logs, notify, service_commands, token_commands
 from .errors import GraphError
 from .stage import StageError
 from .units import parse_duration
@@ -29,6 +29,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(service_commands.app, name="service")
+app.add_typer(token_commands.app, name="token")
 out = Console()
 err = Console(stderr=True)
 
@@ -77,9 +78,53 @@ def serve(
     token: Annotated[
         str, typer.Option(envvar="PENSTOCK_TOKEN", help="clients must send it as Bearer", show_default=False)
     ] = "",
+    tokens: Annotated[
+        Path | None,
+        typer.Option(envvar="PENSTOCK_TOKENS", help="file of `penstock token create`: named, scoped tokens"),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(envvar="PENSTOCK_CONFIG", help="YAML of these settings and more (docs/api.md)"),
+    ] = None,
     max_sessions: Annotated[
-        int, typer.Option(min=1, max=1000, help="more get 503; 8 at most from one address")
-    ] = 16,
+        int | None, typer.Option(min=1, max=1000, help="more get 503; default 16")
+    ] = None,
+    per_client: Annotated[
+        int | None, typer.Option(min=1, help="sessions from one address; default 8")
+    ] = None,
+    longest: Annotated[
+        str | None, typer.Option(help="that a session may last, as 2h; default: any time")
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(help="that a client which was lost may take to come back; default 30s, 0s: none"),
+    ] = None,
+    ice_server: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="PENSTOCK_ICE_SERVERS", help="stun:HOST or turn:HOST?transport=udp; may be repeated"
+        ),
+    ] = None,
+    turn_secret: Annotated[
+        str | None,
+        typer.Option(
+            envvar="PENSTOCK_TURN_SECRET",
+            help="env:NAME, file:PATH or cred:NAME, shared with the TURN server",
+        ),
+    ] = None,
+    public_ip: Annotated[
+        list[str] | None, typer.Option(help="an address that leads here through a 1:1 NAT, as in a cloud")
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None, typer.Option(help="pages of this origin may call, as https://app.example.org")
+    ] = None,
+    public_host: Annotated[
+        list[str] | None, typer.Option(help="the name under which a proxy in front makes this server public")
+    ] = None,
+    trusted_proxy: Annotated[
+        list[str] | None,
+        typer.Option(help="network of proxies whose X-Forwarded-For is believed, as 10.0.0.0/8"),
+    ] = None,
     drain: Annotated[str, typer.Option(help="what running sessions get when told to stop (SIGTERM)")] = "10s",
     start: Annotated[
         list[str] | None,
@@ -93,6 +138,19 @@ def serve(
     except ValueError as e:
         raise typer.BadParameter(str(e)) from e
     daemon = importlib.import_module(f"{_ROOT}.transport.daemon")
+    flags: dict[str, object] = {
+        "tokens": tokens,
+        "max_sessions": max_sessions,
+        "per_client": per_client,
+        "longest": longest,
+        "resume": resume,
+        "ice_server": ice_server,
+        "turn_secret": turn_secret,
+        "public_ip": public_ip,
+        "allow_origin": allow_origin,
+        "public_host": public_host,
+        "trusted_proxy": trusted_proxy,
+    }
 
     def on_ready(url: str) -> None:
         err.print(
@@ -107,7 +165,8 @@ def serve(
             host=host,
             port=port,
             token=token or None,
-            max_sessions=max_sessions,
+            config=config,
+            flags={name: value for name, value in flags.items() if value is not None and value != []},
             drain=drain_ns,
             sockets=sockets,
             start=start or (),

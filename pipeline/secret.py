@@ -1,4 +1,5 @@
-"""Values that must not stand in a graph file: `env:NAME` and `file:PATH` name where they are."""
+"""Values that must not stand in a graph file: `env:NAME`, `file:PATH` and `cred:NAME` (a credential of
+systemd's, LoadCredential=) name where they are."""
 
 from __future__ import annotations
 
@@ -17,6 +18,13 @@ def resolve(value: str, environ: Mapping[str, str] = os.environ) -> str:
         if not (found := environ.get(where, "").strip()):
             raise StageError(f"{value}: the environment variable {where!r} is not set")
         return found
+    if kind == "cred":
+        folder = environ.get("CREDENTIALS_DIRECTORY", "")
+        if not folder or not where or Path(where).name != where or where.startswith("."):
+            raise StageError(
+                f"{value}: no credential of that name was given to this service (LoadCredential=)"
+            )
+        kind, where = "file", f"{folder}/{where}"
     if kind == "file":
         try:
             found = Path(where).read_text(encoding="utf-8").strip().partition("\n")[0]

@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,11 @@ from penstock.pipeline.clock import MonotonicClock
 from penstock.pipeline.compiler import load
 from penstock.pipeline.graph import Plan
 from penstock.pipeline.session import Session
+from penstock.transport.access import OPEN, Access
+from penstock.transport.ice import NO_ICE, Ice
+from penstock.transport.peer import Peer
 from penstock.transport.server import Server
-from penstock.transport.sessions import Sessions
+from penstock.transport.sessions import Limits, Sessions
 
 GRAPHS = Path(__file__).parent.parent / "deploy/graphs"
 
@@ -124,10 +128,13 @@ class Client:
 
 
 @asynccontextmanager
-async def serving(plans: Mapping[str, Plan] | None = None, **limits: int) -> AsyncGenerator[Server]:
+async def serving(
+    plans: Mapping[str, Plan] | None = None, access: Access = OPEN, ice: Ice = NO_ICE, **limits: int
+) -> AsyncGenerator[Server]:
     """A server on a free port of 127.0.0.1 with the loopback graph."""
     graphs = plans or {"loopback": load(GRAPHS / "loopback.yaml")}
-    server = Server(Sessions(graphs, MonotonicClock(), Session, **limits), "127.0.0.1", 0)
+    sessions = Sessions(graphs, MonotonicClock(), Session, Limits(**limits), partial(Peer, ice=ice))
+    server = Server(sessions, "127.0.0.1", 0, access, ice=ice)
     await server.start()
     try:
         yield server

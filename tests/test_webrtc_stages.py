@@ -16,6 +16,7 @@ from penstock.pipeline.units import AudioFormat, VideoFormat
 from penstock.pipeline.virtual_loop import run_virtual
 from penstock.transport.capture_clock import LATE, CaptureClock
 from penstock.transport.fit import AudioFit, VideoFit, fitted
+from penstock.transport.line import Line
 from penstock.transport.outgoing import SAMPLES, AudioOut, VideoOut
 from penstock.transport.peer import Peer
 from penstock.transport.webrtc_stages import WebRtcIn, WebRtcOut, text_kind
@@ -265,15 +266,17 @@ def test_kind_of_text_follows_the_port():
 def test_chat_lines_become_text_frames_until_the_peer_is_gone():
     async def main() -> None:
         peer = Peer("s-test", ManualClock())
-        stage = WebRtcIn(peer=peer)
+        line = Line(ManualClock(), peer)
+        stage = WebRtcIn(line=line)
         stage.ctx = FakeContext()
         await stage.setup()
         out = Collected()
-        peer.chat.put_nowait("first")
-        peer.chat.put_nowait("second")
+        line.chat.put_nowait("first")
+        line.chat.put_nowait("second")
         running = asyncio.create_task(stage.run(out))
-        await peer.close()
+        line.close()
         await asyncio.wait_for(running, 5)
+        await peer.close()
         assert [f.text for f in out.of("text")] == ["first", "second"]
 
     asyncio.run(main())
@@ -282,7 +285,7 @@ def test_chat_lines_become_text_frames_until_the_peer_is_gone():
 def test_out_without_tracks_or_channel_drops_everything():
     async def main() -> None:
         peer = Peer("s-test", ManualClock())
-        stage = WebRtcOut(peer=peer)
+        stage = WebRtcOut(line=Line(ManualClock(), peer))
         stage.ctx = FakeContext()
         await stage.setup()
         out = Collected()

@@ -34,6 +34,8 @@ from .sender import PacedSender
 
 TRANSPORT_CC_ID = 5  # of the header extension, free in aiortc's own table
 
+GATHER = 0.5  # s that STUN servers have to answer, against aioice's 5
+
 _host_addresses = aioice.ice.get_host_addresses
 
 
@@ -43,6 +45,17 @@ def host_addresses(use_ipv4: bool, use_ipv6: bool) -> list[str]:
     if not found and use_ipv4:
         return ["127.0.0.1"]
     return found
+
+
+_component_candidates = aioice.ice.Connection.get_component_candidates
+
+
+async def component_candidates(
+    self: Any, component: int, addresses: list[str], timeout: float = GATHER
+) -> list[Any]:
+    """As aioice's own; what has not answered in time is left out. The far end learns our address from our
+    checks anyway (RFC 8445 section 7.3.1.3), so nobody waits for a server that is dead."""
+    return await _component_candidates(self, component, addresses, timeout=timeout)  # pyright: ignore[reportArgumentType]
 
 
 def encoder_threads(pixels: int, cpus: int) -> int:
@@ -97,6 +110,7 @@ class FeedbackPacket(RtcpRtpfbPacket):
 def install() -> None:
     """Put ours in place, for all connections of this process. Idempotent."""
     aioice.ice.get_host_addresses = host_addresses
+    aioice.ice.Connection.get_component_candidates = component_candidates
     aioice.ice.StunProtocol = stamped_socket.StampingProtocol
     aioice.ice.Connection.recv = stamped_socket.receive
     aiortc.codecs.vpx.number_of_threads = encoder_threads

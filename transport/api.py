@@ -5,26 +5,28 @@ Every fault of a caller's is a 4xx with `{"error": "…in words…"}`. `/openapi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from typing import Any, TypeVar
+from dataclasses import replace
+from typing import Any
 
 from aiohttp import web
-from pydantic import BaseModel, ValidationError
 
 from ..pipeline.clock import MS
 from ..pipeline.graph import Plan
 from ..pipeline.stage import StageError
+from ..pipeline.tokens import Scope
 from . import api_models as m
-from .body import text_of
+from .api_body import json_response, read
 from .desk import Desk, NoSuchSession
 from .event_stream import stream
+from .guard import caller_of
 from .metrics import CONTENT_TYPE, Metrics
 from .openapi import Route, describe
 
-M = TypeVar("M", bound=BaseModel)
-
 VERSION = "1"
+VIEW: tuple[Scope, ...] = ("view", "control")
+CONTROL: tuple[Scope, ...] = ("control",)
+READ: tuple[Scope, ...] = ("view", "talk", "control")
 
 
 class Api:
@@ -34,48 +36,44 @@ class Api:
         self.desk = desk
         self.metrics = metrics
         self.ready = ready
-        self.routes = self._table()
-
-    def add_routes(self, app: web.Application) -> None:
-        for route in self.routes:
-            app.router.add_route(route.method, route.path, in_words(route.handler))
-
-    @property
-    def open_paths(self) -> frozenset[str]:
-        return frozenset(route.path for route in self.routes if route.open)
+        self.routes = [replace(route, handler=in_words(route.handler)) for route in self._table()]
 
     def _table(self) -> list[Route]:
         events = "text/event-stream"
         return [
-            Route("GET", "/sessions", "All running sessions.", self.list, m.SessionList),
+            Route("GET", "/sessions", "All running sessions.", self.list, m.SessionList, scopes=VIEW),
             Route(
                 "POST", "/sessions", "Start a graph that needs no client.", self.start, m.Started,
-                m.StartGraph, (404, 409), 201,
+                m.StartGraph, (404, 409), 201, scopes=CONTROL,
             ),
-            Route("GET", "/sessions/{id}", "One session, its nodes and their parameters.", self.detail, m.SessionDetail),
-            Route("DELETE", "/sessions/{id}", "End a session.", self.end, m.Done),
-            Route("GET", "/sessions/{id}/stats", "Its live figures.", self.stats, m.Figures),
+            Route("GET", "/sessions/{id}", "One session, its nodes and their parameters.", self.detail, m.SessionDetail,
+                  scopes=VIEW),
+            Route("DELETE", "/sessions/{id}", "End a session.", self.end, m.Done, scopes=CONTROL),
+            Route("GET", "/sessions/{id}/stats", "Its live figures.", self.stats, m.Figures, scopes=VIEW),
             Route(
                 "POST", "/sessions/{id}/params", "Change live parameters.", self.params, m.ParamValues,
-                m.NodeParams, (409,),
+                m.NodeParams, (409,), scopes=CONTROL,
             ),
-            Route("POST", "/sessions/{id}/ask", "Put in a line of text, as in chat.", self.ask, m.Done, m.Line, (409,)),
-            Route("POST", "/sessions/{id}/say", "Speak these words.", self.say, m.Done, m.Line, (409,)),
-            Route("POST", "/sessions/{id}/interrupt", "Stop the reply.", self.interrupt, m.Done, m.Interrupt, (409,)),
-            Route("GET", "/graphs", "What this server can run.", self.graphs, m.GraphList),
-            Route("GET", "/graphs/{name}", "One graph, its nodes and their schemas.", self.graph, m.GraphDetail),
-            Route("GET", "/events", "Server-sent events of all sessions.", self.events, events, None, (429,)),
-            Route("GET", "/metrics", "Figures for Prometheus.", self.scrape, "text/plain"),
-            Route("GET", "/health", "Alive, and how busy.", self.live, m.Health, open=True),
+            Route("POST", "/sessions/{id}/ask", "Put in a line of text, as in chat.", self.ask, m.Done, m.Line, (409,),
+                  scopes=CONTROL),
+            Route("POST", "/sessions/{id}/say", "Speak these words.", self.say, m.Done, m.Line, (409,), scopes=CONTROL),
+            Route("POST", "/sessions/{id}/interrupt", "Stop the reply.", self.interrupt, m.Done, m.Interrupt, (409,),
+                  scopes=CONTROL),
+            Route("GET", "/graphs", "What this server can run.", self.graphs, m.GraphList, scopes=READ),
+            Route("GET", "/graphs/{name}", "One graph, its nodes and their schemas.", self.graph, m.GraphDetail,
+                  scopes=READ),
+            Route("GET", "/events", "Server-sent events of all sessions.", self.events, events, scopes=VIEW),
+            Route("GET", "/metrics", "Figures for Prometheus.", self.scrape, "text/plain", scopes=VIEW),
+            Route("GET", "/health", "Alive.", self.live, m.Health, open=True),
             Route("GET", "/health/live", "Alive.", self.live, m.Health, open=True),
             Route("GET", "/health/ready", "Are new sessions taken?", self.readiness, m.Health, None, (503,), open=True),
-            Route("GET", "/openapi.json", "This description.", self.openapi, "application/json", open=True),
+            Route("GET", "/openapi.json", "This description.", self.openapi, "application/json", scopes=READ),
         ]  # fmt: skip
 
     # ------------------------------------------------------------ sessions
 
     async def list(self, _: web.Request) -> web.Response:
-        return _json({"sessions": [self.desk.summary(live) for live in self.desk.running()]})
+        return json_response({"sessions": [self.desk.summary(live) for live in self.desk.running()]})
 
     async def start(self, request: web.Request) -> web.Response:
         body = await read(request, m.StartGraph)
@@ -84,44 +82,46 @@ class Api:
                 text=f"unknown graph {body.graph!r}; this server has: {', '.join(self.desk.graphs)}"
             )
         live = await self.desk.start(body.graph)
-        return _json({"session": live.id}, 201)
+        return json_response({"session": live.id}, 201)
 
     async def detail(self, request: web.Request) -> web.Response:
         live = self.desk.find(request.match_info["id"])
-        return _json(self.desk.summary(live) | {"nodes": live.session.describe()})
+        return json_response(self.desk.summary(live) | {"nodes": live.session.describe()})
 
     async def end(self, request: web.Request) -> web.Response:
         await self.desk.close(request.match_info["id"])
-        return _json({"ok": True})
+        return json_response({"ok": True})
 
     async def stats(self, request: web.Request) -> web.Response:
-        return _json(self.desk.find(request.match_info["id"]).stats())
+        return json_response(self.desk.find(request.match_info["id"]).stats())
 
     async def params(self, request: web.Request) -> web.Response:
         session_id = request.match_info["id"]
         self.desk.find(session_id)  # 404 before 400
         body = await read(request, m.NodeParams)
-        return _json({"node": body.node, "params": self.desk.params(session_id, body.node, body.values)})
+        return json_response(
+            {"node": body.node, "params": self.desk.params(session_id, body.node, body.values)}
+        )
 
     async def ask(self, request: web.Request) -> web.Response:
         self.desk.find(request.match_info["id"])
         self.desk.ask(request.match_info["id"], (await read(request, m.Line)).text)
-        return _json({"ok": True})
+        return json_response({"ok": True})
 
     async def say(self, request: web.Request) -> web.Response:
         self.desk.find(request.match_info["id"])
         self.desk.say(request.match_info["id"], (await read(request, m.Line)).text)
-        return _json({"ok": True})
+        return json_response({"ok": True})
 
     async def interrupt(self, request: web.Request) -> web.Response:
         self.desk.find(request.match_info["id"])
         self.desk.interrupt(request.match_info["id"], (await read(request, m.Interrupt)).scope)
-        return _json({"ok": True})
+        return json_response({"ok": True})
 
     # ------------------------------------------------------------ graphs
 
     async def graphs(self, _: web.Request) -> web.Response:
-        return _json({"graphs": [self._graph_row(n, p) for n, p in self.desk.graphs.items()]})
+        return json_response({"graphs": [self._graph_row(n, p) for n, p in self.desk.graphs.items()]})
 
     async def graph(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
@@ -145,7 +145,7 @@ class Api:
             for node in plan.nodes.values()
         ]
         slo = {key: ns / MS for key, ns in plan.slo.items()}
-        return _json(self._graph_row(name, plan) | {"slo_ms": slo, "nodes": nodes})
+        return json_response(self._graph_row(name, plan) | {"slo_ms": slo, "nodes": nodes})
 
     def _graph_row(self, name: str, plan: Plan) -> dict[str, Any]:
         return {
@@ -163,32 +163,22 @@ class Api:
     async def scrape(self, _: web.Request) -> web.Response:
         return web.Response(body=self.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
-    async def live(self, _: web.Request) -> web.Response:
-        return _json({"status": "ok", "sessions": len(self.desk.running())})
+    async def live(self, request: web.Request) -> web.Response:
+        return self._health(request, "ok")
 
-    async def readiness(self, _: web.Request) -> web.Response:
+    async def readiness(self, request: web.Request) -> web.Response:
         if why := self.ready():
             raise web.HTTPServiceUnavailable(text=why)
-        return _json({"status": "ready", "sessions": len(self.desk.running())})
+        return self._health(request, "ready")
+
+    def _health(self, request: web.Request, status: str) -> web.Response:
+        told = {"status": status}
+        if caller_of(request).scopes:  # a stranger is told nothing of the load
+            told |= {"sessions": len(self.desk.running())}
+        return json_response(told)
 
     async def openapi(self, _: web.Request) -> web.Response:
-        return _json(describe(self.routes, VERSION))
-
-
-async def read(request: web.Request, model: type[M]) -> M:
-    """The body as that model. Raises: HTTPBadRequest, HTTPUnsupportedMediaType, in words."""
-    if request.content_type != "application/json":
-        raise web.HTTPUnsupportedMediaType(
-            text=f"the content type is {request.content_type[:80]!r}; application/json is taken"
-        )
-    try:
-        return model.model_validate(json.loads(await text_of(request)))
-    except ValidationError as e:
-        first = e.errors()[0]
-        where = ".".join(map(str, first["loc"]))[:80] or "body"
-        raise web.HTTPBadRequest(text=f"{where}: {first['msg']}") from e
-    except (ValueError, RecursionError) as e:
-        raise web.HTTPBadRequest(text="the body is not JSON in UTF-8") from e
+        return json_response(describe(self.routes, VERSION))
 
 
 def in_words(handler: Callable[[web.Request], Any]) -> Callable[[web.Request], Any]:
@@ -203,7 +193,3 @@ def in_words(handler: Callable[[web.Request], Any]) -> Callable[[web.Request], A
             raise web.HTTPConflict(text=str(e)[:2000]) from e
 
     return handle
-
-
-def _json(data: dict[str, Any], status: int = 200) -> web.Response:
-    return web.json_response(data, status=status, dumps=lambda d: json.dumps(d, default=str))

@@ -13,6 +13,22 @@ class _In(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+class Offer(BaseModel):
+    """An SDP offer. With `resume` the client comes back to its session over another connection."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
+
+    sdp: str
+    type: str = Field(default="offer", pattern="^offer$")
+    graph: str | None = Field(
+        default=None, description="its name, as in GET /graphs; the default one when left out"
+    )
+    resume: str | None = Field(
+        default=None, max_length=128, description="the token of the answer that opened it"
+    )
+    after: int = Field(default=0, ge=0, description="the number `n` of the last words that the client has")
+
+
 class StartGraph(_In):
     """Start a graph that needs no client."""
 
@@ -40,6 +56,29 @@ class Interrupt(_In):
 
 class Error(BaseModel):
     error: str = Field(description="what is wrong and what is accepted, in words")
+
+
+class Answer(BaseModel):
+    session: str
+    sdp: str
+    type: Literal["answer"]
+    resume: str = Field(default="", description="with it the client may come back for a while")
+    resumed: bool = False
+
+
+class IceServer(BaseModel):
+    urls: list[str]
+    username: str = ""
+    credential: str = ""
+
+
+class IceServers(BaseModel):
+    iceServers: list[IceServer] = Field(description="as RTCPeerConnection takes them")
+    ttl_s: int = Field(description="how long the credentials last")
+
+
+class Nothing(BaseModel):
+    """{}"""
 
 
 class Done(BaseModel):
@@ -96,4 +135,6 @@ class Figures(BaseModel):
 
 class Health(BaseModel):
     status: str
-    sessions: int
+    sessions: int | None = Field(
+        default=None, description="told to those with a token, where tokens are asked for"
+    )

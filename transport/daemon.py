@@ -9,6 +9,8 @@ import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 from ..pipeline.clock import MS, SECOND, Clock, MonotonicClock
 from ..pipeline.graph import Plan
@@ -20,9 +22,11 @@ from ..pipeline.watchdog import LoopWatchdog
 from .autostart import Autostart
 from .live_session import SessionFactory
 from .mqtt_bridge import bridges
+from .peer import Peer
 from .reloader import Reloader
 from .server import Server, token_from_environment
 from .sessions import Sessions
+from .settings import Settings, read_settings
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +46,7 @@ class Daemon:
         port: int = 8080,
         *,
         token: str | None = None,
-        max_sessions: int = 16,
+        settings: Settings | None = None,
         drain: int = 10 * SECOND,
         clock: Clock | None = None,
         session_factory: SessionFactory | None = None,
@@ -57,12 +61,16 @@ class Daemon:
         self.drain_budget = drain
         self.graphs = dict(graphs)
         factory = session_factory or partial(Session, pools=self.pools)
-        self.sessions = Sessions(self.graphs, self.clock, factory, limit=max_sessions)
+        settings = settings or Settings()
+        access = settings.access(token or token_from_environment() or "", self.clock.wall)
+        ice = settings.ice()
+        self.sessions = Sessions(self.graphs, self.clock, factory, settings.limits(), partial(Peer, ice=ice))
         self.server = Server(
             self.sessions,
             host,
             port,
-            token or token_from_environment(),
+            access,
+            ice=ice,
             pools=lambda: self.pools.made,
             watchdog=self.watchdog,
             sockets=sockets,
@@ -197,22 +205,24 @@ async def serve(
     on_ready: Callable[[str], None] | None = None,
     *,
     token: str | None = None,
-    max_sessions: int = 16,
+    config: Path | None = None,
+    flags: Mapping[str, Any] | None = None,
     drain: int = 10 * SECOND,
     sockets: Sequence[socket.socket] = (),
     start: Sequence[str] = (),
 ) -> None:
     """Serve until cancelled, or told to stop by SIGTERM and drained. on_ready is given the URL.
 
-    graphs: by name; the first is the default. token: from the environment when None. start: graphs of own sources
-    that run as long as the daemon does. Raises: ServeError, StageError.
+    graphs: by name; the first is the default. token: from the environment when None. config, flags: see
+    `Settings`. start: graphs of own sources that run as long as the daemon does. Raises: ServeError, StageError,
+    GraphError.
     """
     daemon = Daemon(
         graphs,
         host,
         port,
         token=token,
-        max_sessions=max_sessions,
+        settings=read_settings(config, flags or {}),
         drain=drain,
         clock=clock,
         session_factory=session_factory,

@@ -7,6 +7,7 @@ import json
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from ..pipeline.clock import MS, SECOND, Clock
 from ..pipeline.frame import TokenFrame
 from ..pipeline.stage import StageError
+from .transcript import Transcript
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +64,13 @@ _parse: TypeAdapter[ClientMessage] = TypeAdapter(ClientMessage)
 LEAST_STATS_MS = 100
 
 
+@dataclass(frozen=True, slots=True)
+class Back:
+    """A client that comes back has seen all up to `after`."""
+
+    after: int = 0
+
+
 class Controlled(Protocol):
     """What of a session the channel uses."""
 
@@ -86,16 +95,25 @@ class ControlChannel:
     """One session's end of the channel. Messages sent while it is not open are dropped.
 
     session: what the messages steer. chat: takes one line of text. graph, session_id: for `hello`.
+    resume: the token with which the client may come back over another connection; empty: it may not.
     """
 
     def __init__(
-        self, session: Controlled, session_id: str, graph: str, clock: Clock, chat: Callable[[str], None]
+        self,
+        session: Controlled,
+        session_id: str,
+        graph: str,
+        clock: Clock,
+        chat: Callable[[str], None],
+        resume: str = "",
     ) -> None:
         self.session = session
         self.session_id = session_id
         self.graph = graph
         self.clock = clock
         self.chat = chat
+        self.resume = resume
+        self.transcript = Transcript()
         self.errors = 0
         self.dropped = 0  # messages that a slow far end lost
         self.every = 0  # ns between `stats`; 0: none wanted
@@ -107,20 +125,30 @@ class ControlChannel:
     def is_open(self) -> bool:
         return self._wire is not None and self._wire.readyState == "open"
 
-    def opened(self, wire: Wire) -> None:
-        """The far end's channel is open: say hello."""
+    def opened(self, wire: Wire, back: Back | None = None) -> None:
+        """The far end's channel is open: say hello, and to one that is back what it has missed."""
         self._wire = wire
-        self.send(
-            "hello",
-            session=self.session_id,
-            graph=self.graph,
-            nodes=self.session.describe(),
-            realtime=True,
-        )
-
-    def closed(self) -> None:
-        self._wire = None
         self._set_every(0)
+        hello: dict[str, Any] = {
+            "session": self.session_id,
+            "graph": self.graph,
+            "nodes": self.session.describe(),
+            "realtime": True,
+        }
+        if self.resume:
+            hello["resume"] = self.resume
+        if back is not None:
+            hello |= {"resumed": True, "missed": self.transcript.missed(back.after)}
+        self.send("hello", **hello)
+        if back is not None:
+            for message, fields in list(self.transcript.since(back.after)):
+                self.send(message, **fields)
+
+    def closed(self, wire: Wire | None = None) -> None:
+        """That wire, or whichever it is, is gone."""
+        if wire is None or wire is self._wire:
+            self._wire = None
+            self._set_every(0)
 
     # ------------------------------------------------------------ client → server
 
@@ -163,6 +191,7 @@ class ControlChannel:
         match message:
             case Chat(text=text):
                 self.chat(text)
+                self.transcript.add("chat", {"text": text})
             case Params(node=node, values=values):
                 self.session.set_params(node, values)  # the session tells all listeners
             case Interrupt():
@@ -200,16 +229,19 @@ class ControlChannel:
         wire.send(text)
 
     def text(self, source: str, kind: str, frame: TokenFrame) -> None:
-        self.send(
-            "text",
-            **{"from": source},
-            kind=kind,
-            text=frame.text,
-            pts_ms=frame.pts // MS,
-            until_ms=frame.until // MS,
-            utterance=frame.utterance,
-            end=frame.end,
-        )
+        fields: dict[str, Any] = {
+            "from": source,
+            "kind": kind,
+            "text": frame.text,
+            "pts_ms": frame.pts // MS,
+            "until_ms": frame.until // MS,
+            "utterance": frame.utterance,
+            "end": frame.end,
+        }
+        if kind == "partial":  # the next one, or its commit, takes its place
+            self.send("text", **fields)
+        else:
+            self.send("text", **fields, n=self.transcript.add("text", fields))
 
     def event(self, node: str, name: str, fields: Mapping[str, Any], pts: int) -> None:
         """An event of the session, `params` among them."""

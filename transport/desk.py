@@ -72,7 +72,7 @@ class Desk:
             node.use == "webrtc.in" and plan.uses_port(node.name, "text") for node in plan.nodes.values()
         ):
             raise StageError(f"graph {live.graph!r} reads no text: it cannot be asked")
-        live.peer.chat.put_nowait(text)
+        live.line.chat.put_nowait(text)
 
     def say(self, session_id: str, text: str) -> None:
         """Speak these words."""
@@ -100,7 +100,7 @@ class Desk:
             "id": live.id,
             "graph": live.graph,
             "kind": "client" if isinstance(live, LiveSession) else "headless",
-            "state": live.peer.state if isinstance(live, LiveSession) else "running",
+            "state": live.state if isinstance(live, LiveSession) else "running",
             "remote": live.remote,
             "up_s": figures["up_s"],
             "restarts": figures["restarts"],

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import hmac
-import ipaddress
 import logging
+import math
+from collections.abc import Iterable
 from urllib.parse import urlsplit
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
+from ..pipeline.clock import Clock
 from ..pipeline.stage import StageError
+from .access import Access, Rates, is_loopback
+from .caller import LOCAL, Caller
 from .offer import OfferError
+from .openapi import Route
+from .trickle import RestartRefused
 
 log = logging.getLogger(__name__)
 
@@ -25,16 +30,18 @@ HEADERS = {
     "Permissions-Policy": "camera=(self), microphone=(self)",
     "Cache-Control": "no-cache",
 }
+PREFLIGHT = {
+    "Access-Control-Allow-Methods": "GET, POST, PATCH, DELETE, OPTIONS",
+    "Access-Control-Allow-Headers": "Authorization, Content-Type, If-Match",
+    "Access-Control-Max-Age": "600",
+}
+EXPOSED = "Location, ETag, Link, Accept-Post, Accept-Patch, Retry-After, WWW-Authenticate"
+_CALLER = web.RequestKey("caller", Caller)
 
 
-def is_loopback(host: str) -> bool:
-    """Is this name or address this machine only?"""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
+def caller_of(request: web.Request) -> Caller:
+    """Who makes it; only after the guard has let it through."""
+    return request.get(_CALLER, LOCAL)
 
 
 def refused(status: int, why: str, **headers: str) -> web.Response:
@@ -45,36 +52,78 @@ def refused(status: int, why: str, **headers: str) -> web.Response:
 class Guard:
     """Checks each request before its handler, and words each failure after it.
 
-    host: what the server is bound to. token: what clients must send as a Bearer token; None asks nothing.
-    open_paths: served without a token (the page itself, which has no secrets).
+    host: what the server is bound to. routes: with the scopes that each asks for. open_paths: served without
+    a token (the page itself, which has no secrets).
     """
 
-    def __init__(self, host: str, token: str | None, open_paths: frozenset[str]) -> None:
+    def __init__(
+        self, host: str, access: Access, clock: Clock, routes: Iterable[Route], open_paths: frozenset[str]
+    ) -> None:
         self.local_only = is_loopback(host)
-        self.token = token
+        self.access = access
         self.open_paths = open_paths
+        self.refusals: dict[int, int] = {}
+        self._rates = Rates(clock, access.rate)
+        self._scopes = {(route.method, route.path): route.scopes for route in routes}
 
     def refusal(self, request: web.Request) -> web.Response | None:
-        """Why this request is not taken; None when it is."""
-        host = request.host
-        name = urlsplit(f"//{host}").hostname or ""
-        # DNS rebinding: a foreign page's name that resolves to 127.0.0.1 still stands in Host
-        if self.local_only and not is_loopback(name):
-            return refused(403, f"this server answers to localhost, not to {name[:100]!r}")
-        origin = request.headers.get("Origin")
-        if origin is not None and urlsplit(origin).netloc != host:
-            return refused(403, "requests from pages of another origin are not taken")
-        if self.token is not None and request.path not in self.open_paths:
-            scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not hmac.compare_digest(
-                given.strip().encode(), self.token.encode()
-            ):
+        """Why this request is not taken, or the whole answer to a preflight; None when it is taken."""
+        address = self.access.address(request.remote or "", request.headers.getall("X-Forwarded-For", ()))
+        if wait := self._rates.take(address):
+            return _too_often(wait)
+        origin = request.headers.get(hdrs.ORIGIN)
+        welcome = origin in self.access.origins
+        if welcome and request.method == "OPTIONS" and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
+            return web.Response(status=204, headers=PREFLIGHT)  # a browser sends no token with it
+        caller = Caller(address)
+        if self.access.closed:
+            scheme, _, given = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
+            found = self.access.identify(given.strip(), address) if scheme.lower() == "bearer" else None
+            if found is not None:
+                caller, rate = found
+                if wait := self._rates.take(f"token {caller.name}", rate):
+                    return _too_often(wait)
+            elif request.path not in self.open_paths or request.method not in ("GET", "HEAD"):
                 return refused(
                     401,
                     "a token is needed: send Authorization: Bearer TOKEN",
-                    **{"WWW-Authenticate": "Bearer"},
+                    **{"WWW-Authenticate": 'Bearer realm="penstock"'},
                 )
+            else:
+                caller = Caller(address, scopes=frozenset())
+        host = request.host
+        name = urlsplit(f"//{host}").hostname or ""
+        # DNS rebinding: a foreign page's name that resolves to 127.0.0.1 still stands in Host
+        if self.local_only and not is_loopback(name) and name not in self.access.hosts:
+            return refused(403, f"this server answers to localhost, not to {name[:100]!r}")
+        if origin is not None and not welcome and urlsplit(origin).netloc != host:
+            return refused(403, "requests from pages of another origin are not taken")
+        return self._beyond(request, caller)
+
+    def _beyond(self, request: web.Request, caller: Caller) -> web.Response | None:
+        """What the caller's scopes do not cover."""
+        request[_CALLER] = caller
+        resource = request.match_info.route.resource
+        needed = self._scopes.get((request.method, resource.canonical if resource is not None else ""), ())
+        if needed and not caller.may(*needed):
+            return refused(403, f"the token {caller.name!r} lacks the scope {' or '.join(needed)}")
         return None
+
+    def _share(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Let a page of an allowed origin read the answer (CORS)."""
+        if not self.access.origins:
+            return
+        response.headers.add("Vary", "Origin")
+        origin = request.headers.get(hdrs.ORIGIN, "")
+        if origin in self.access.origins:
+            response.headers["Access-Control-Allow-Origin"] = origin
+            response.headers["Access-Control-Expose-Headers"] = EXPOSED
+
+    async def prepare(self, request: web.Request, response: web.StreamResponse) -> None:
+        """aiohttp's signal: the last moment for headers, of streams too."""
+        for key, value in HEADERS.items():
+            response.headers.setdefault(key, value)
+        self._share(request, response)
 
     @property
     def middleware(self) -> Middleware:
@@ -82,6 +131,8 @@ class Guard:
         async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
             try:
                 response = self.refusal(request) or await handler(request)
+            except RestartRefused as e:
+                response = refused(422, str(e))
             except OfferError as e:
                 response = refused(400, str(e))
             except web.HTTPRequestEntityTooLarge as e:
@@ -90,8 +141,9 @@ class Guard:
                 if e.status < 400:
                     raise
                 response = refused(e.status, e.text or e.reason)
-                if "Allow" in e.headers:
-                    response.headers["Allow"] = e.headers["Allow"]
+                for kept in ("Allow", "Retry-After"):
+                    if kept in e.headers:
+                        response.headers[kept] = e.headers[kept]
             except StageError as e:
                 log.error("a session could not start: %s", e)
                 response = refused(500, str(e))
@@ -99,8 +151,12 @@ class Guard:
                 # boundary: one request's bug must not end the server
                 log.exception("%s %s failed", request.method, request.path)
                 response = refused(500, "the server failed on this request; its log says why")
-            for key, value in HEADERS.items():
-                response.headers.setdefault(key, value)
+            if response.status >= 400:
+                self.refusals[response.status] = self.refusals.get(response.status, 0) + 1
             return response
 
         return guard
+
+
+def _too_often(wait_s: float) -> web.Response:
+    return refused(429, "too many requests; wait a moment", **{"Retry-After": str(math.ceil(wait_s))})

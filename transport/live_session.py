@@ -1,9 +1,13 @@
-"""One client's session: its peer, its running graph and its data channel, which live and end together."""
+"""One client's session: its running graph and its data channel, and the connection that they have now.
+
+A connection that is lost may be followed by another within `RESUME`: the graph and all its state live on.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -12,13 +16,17 @@ from aiortc import RTCDataChannel
 from ..pipeline.clock import SECOND, Clock
 from ..pipeline.graph import Plan
 from ..pipeline.session import Binding, Session
-from .datachannel import ControlChannel
-from .peer import Peer
+from .caller import LOCAL, Caller
+from .datachannel import Back, ControlChannel
+from .line import Line
+from .peer import LEFT, Peer, PeerFactory
 from .webrtc_stages import WebRtcIn, WebRtcOut
 
 log = logging.getLogger(__name__)
 
 LAST_WORDS = SECOND // 4  # for the error that ends a session to reach the client
+RESUME = 30 * SECOND  # that a lost client may take to come back
+RELOAD = 10 * SECOND  # that a page may take which said it would be back
 
 
 class SessionFactory(Protocol):
@@ -27,6 +35,10 @@ class SessionFactory(Protocol):
     def __call__(
         self, plan: Plan, session_id: str, clock: Clock, /, *, bindings: Mapping[str, Binding]
     ) -> Session: ...
+
+
+class Gone(Exception):
+    """The session has ended meanwhile."""
 
 
 def media_of(plan: Plan) -> tuple[frozenset[str], frozenset[str]]:
@@ -48,37 +60,77 @@ def hears_live(plan: Plan) -> bool:
 
 
 class LiveSession:
-    """Life: `open` an offer → `run` until either side ends → all is closed."""
+    """Life: `open` an offer → `run` until either side ends → all is closed.
+
+    caller: who opened it, and may come back. resume: ns that it waits for a lost client; 0: it ends at once.
+    longest: ns that it may last; 0: any time.
+    """
 
     def __init__(
-        self, plan: Plan, session_id: str, clock: Clock, factory: SessionFactory, remote: str = ""
+        self,
+        plan: Plan,
+        session_id: str,
+        clock: Clock,
+        factory: SessionFactory,
+        caller: Caller = LOCAL,
+        *,
+        resume: int = 0,
+        longest: int = 0,
+        make_peer: PeerFactory = Peer,
     ) -> None:
         self.id = session_id
         self.graph = plan.name
-        self.remote = remote
-        takes, gives = media_of(plan)
-        self.peer = Peer(session_id, clock, receive=takes, send=gives)
+        self.caller = caller
+        self.clock = clock
+        self.resume = secrets.token_urlsafe(24) if resume else ""
+        self.resumes = 0
+        self.line = Line(clock)
+        self.parked_at = 0  # on the clock; 0: the client is here
+        self._takes, self._gives = media_of(plan)
+        self._make_peer = make_peer
         self.session = factory(
             plan, session_id, clock, bindings={"webrtc.in": self._bind_in, "webrtc.out": self._bind_out}
         )
         self.channel = ControlChannel(
-            self.session, session_id, plan.name, clock, chat=self.peer.chat.put_nowait
+            self.session, session_id, plan.name, clock, chat=self.line.chat.put_nowait, resume=self.resume
         )
         self._live_audio = hears_live(plan)
+        self._within = resume
+        self._until = clock.now() + longest if longest else None
+        self._deadline = 0  # of a client that is away
+        self._reloads = False
+        self._attaching = asyncio.Lock()
+        self._news = asyncio.Event()  # another peer, or the announcement of one
         self._closing: asyncio.Task[None] | None = None
+        self._old: set[asyncio.Task[None]] = set()
         self._unlisten: Callable[[], None] = lambda: None
 
     def _bind_in(self, options: Any, params: Any) -> WebRtcIn:
-        return WebRtcIn(options, params, self.peer)
+        return WebRtcIn(options, params, self.line)
 
     def _bind_out(self, options: Any, params: Any) -> WebRtcOut:
-        return WebRtcOut(options, params, self.peer, self.channel, self._live_audio)
+        return WebRtcOut(options, params, self.line, self.channel, self._live_audio)
+
+    @property
+    def remote(self) -> str:
+        """The client's address when it opened the session."""
+        return self.caller.address
+
+    @property
+    def peer(self) -> Peer | None:
+        return self.line.peer
+
+    @property
+    def state(self) -> str:
+        """aiortc's states of the connection, or "parked" while the client is away."""
+        return self.line.peer.state if self.line.peer is not None else "parked"
+
+    # ------------------------------------------------------------ connections
 
     async def open(self, sdp: str) -> str:
         """Start the graph and answer the offer. Raises: OfferError, StageError; then all is closed."""
         try:
-            self.peer.on_channel = self._channel_opened
-            answer = await self.peer.accept(sdp)
+            answer = await self._connect(sdp, None)
             self._unlisten = self.session.listen(
                 lambda event: self.channel.event(event.node, event.name, event.fields, event.pts)
             )
@@ -88,58 +140,177 @@ class LiveSession:
             raise
         return answer
 
+    async def reattach(self, sdp: str, after: int) -> str:
+        """Go on over another connection; the one before is closed. after: the number of the last words that
+        the client has. Raises: OfferError, and nothing has changed; Gone."""
+        async with self._attaching:
+            if self._closing is not None:
+                raise Gone
+            answer = await self._connect(sdp, Back(after))
+            self.resumes += 1
+            log.info("session %s: the client is back", self.id)
+            return answer
+
+    async def _connect(self, sdp: str, back: Back | None) -> str:
+        peer = self._make_peer(self.id, self.clock, receive=self._takes, send=self._gives)
+        peer.channels = self._channels(back)
+        try:
+            answer = await peer.accept(sdp)
+            if self._closing is not None:
+                raise Gone
+        except BaseException:
+            await peer.close()
+            raise
+        before = self.line.peer
+        self.line.attach(peer)
+        self.parked_at = 0
+        self._reloads = False
+        if before is not None:
+            self._discard(before)
+        self._wake()
+        return answer
+
+    def _channels(self, back: Back | None) -> dict[str, Callable[[RTCDataChannel], None]]:
+        """What is done with each data channel that the far end may open, by its label."""
+
+        def control(channel: RTCDataChannel) -> None:
+            channel.on("message", self._message)
+            channel.on("close", lambda: self.channel.closed(channel))
+            self.channel.opened(channel, back)
+
+        return {"penstock": control}
+
+    def _message(self, message: str | bytes) -> None:
+        self.channel.receive(message)
+
+    def _discard(self, peer: Peer) -> None:
+        """Close a peer that another has replaced, beside what goes on."""
+        task = asyncio.create_task(peer.close(), name=f"{self.id}/old-peer")
+        self._old.add(task)
+        task.add_done_callback(self._old.discard)
+
+    def expect_reload(self) -> None:
+        """The page is being left, perhaps to come back at once."""
+        self._reloads = bool(self._within)
+        self._wake()
+
+    def _wake(self) -> None:
+        self._news.set()
+
+    # ------------------------------------------------------------ life
+
     async def run(self) -> None:
-        """Until the client is gone or the graph has ended, then everything is closed."""
-        left = asyncio.create_task(self.peer.run(), name=f"{self.id}/peer")
+        """Until the client is gone for good or the graph has ended, then everything is closed."""
         ended = asyncio.create_task(self.session.wait(), name=f"{self.id}/wait")
         stats = asyncio.create_task(self.channel.run_stats(), name=f"{self.id}/stats")
         reason = "closed"
         try:
-            await asyncio.wait([left, ended], return_when=asyncio.FIRST_COMPLETED)
-            reason = left.result() if left.done() else self.session.failure or "the graph has ended"
-            if not left.done():
+            while not (reason := await self._attended(ended) or await self._away(ended)):
+                pass
+            if self.line.peer is not None:
                 self.channel.send("error", message=reason, about="session")
         finally:
             stats.cancel()
             await self.close(reason)
+            await asyncio.gather(ended, stats, return_exceptions=True)
+
+    async def _attended(self, ended: asyncio.Task[None]) -> str:
+        """While the client is here. Returns why the session ends; empty when the client may come back."""
+        peer = self.line.peer
+        if peer is None:
+            return ""
+        left = asyncio.create_task(peer.run(), name=f"{self.id}/peer")
+        try:
+            while True:
+                self._news.clear()
+                await self._wait(self._until, left, ended)
+                if (why := self._over(ended)) or self.line.peer is not peer:
+                    return why
+                if left.done() or self._reloads:
+                    break
+        finally:
             left.cancel()
-            await asyncio.gather(left, ended, stats, return_exceptions=True)
+            await asyncio.gather(left, return_exceptions=True)
+        why = left.result() if left.done() and not left.cancelled() else LEFT
+        now = self.clock.now()
+        if peer.connected:
+            self._deadline = now + (RELOAD if self._reloads else self._within)
+        if self._closing is not None or now >= self._deadline or (why == LEFT and not self._reloads):
+            return why
+        log.info(
+            "session %s: %s; it may come back within %d s", self.id, why, (self._deadline - now) // SECOND
+        )
+        self.parked_at = now
+        self.line.detach()
+        self.channel.closed()
+        self._discard(peer)
+        return ""
+
+    async def _away(self, ended: asyncio.Task[None]) -> str:
+        """While the client is not here. Returns why the session ends; empty when the client is back."""
+        while self.line.peer is None:
+            self._news.clear()
+            await self._wait(min(self._deadline, self._until or self._deadline), ended)
+            if why := self._over(ended):
+                return why
+            if self.line.peer is None and self.clock.now() >= self._deadline:
+                return "the client did not come back"
+        return ""
+
+    def _over(self, ended: asyncio.Task[None]) -> str:
+        if self._closing is not None:
+            return "closed"
+        if ended.done():
+            return self.session.failure or "the graph has ended"
+        if self._until is not None and self.clock.now() >= self._until:
+            return "the longest time that a session may last is over"
+        return ""
+
+    async def _wait(self, until: int | None, *tasks: asyncio.Task[Any]) -> None:
+        """For news, one of the tasks, or that time."""
+        news = asyncio.create_task(self._news.wait(), name=f"{self.id}/news")
+        timeout = max(0, until - self.clock.now()) / SECOND if until is not None else None
+        try:
+            await asyncio.wait([news, *tasks], return_when=asyncio.FIRST_COMPLETED, timeout=timeout)
+        finally:
+            news.cancel()
 
     async def close(self, reason: str) -> None:
         """End now: within two seconds, idempotent."""
         if self._closing is None:
             self._closing = asyncio.create_task(self._close(reason), name=f"{self.id}/close-all")
+            self._wake()
         await asyncio.shield(self._closing)
 
     async def _close(self, reason: str) -> None:
+        peer = self.line.peer
         closing = asyncio.create_task(self.session.close(reason), name=f"{self.id}/session-close")
-        await asyncio.wait([closing], timeout=LAST_WORDS / SECOND)
-        await self.peer.close()
+        if peer is not None:
+            await asyncio.wait([closing], timeout=LAST_WORDS / SECOND)
+        self.line.close()
+        if peer is not None:
+            await peer.close()
         await closing
+        if self._old:
+            await asyncio.wait(self._old)
         self._unlisten()
         self.channel.closed()
 
     def stats(self) -> dict[str, Any]:
         """docs/protocol.md `stats`, and what the wire did."""
         stats = dict(self.session.stats())
-        video, audio = self.peer.video_out, self.peer.audio_out
+        peer, video, audio = self.line.peer, self.line.video_out, self.line.audio_out
+        tracks = peer.tracks if peer is not None else {}
         stats["transport"] = {
-            "state": self.peer.state,
-            "received_dropped": {kind: track.decoded.dropped for kind, track in self.peer.tracks.items()},
-            "received": {kind: dict(track.counts) for kind, track in self.peer.tracks.items()},
+            "state": self.state,
+            "resumes": self.resumes,
+            "received_dropped": {kind: track.decoded.dropped for kind, track in tracks.items()},
+            "received": {kind: dict(track.counts) for kind, track in tracks.items()},
             "video_sent": video.sent if video else 0,
             "video_replaced": video.replaced if video else 0,
             "audio_underruns": audio.underruns if audio else 0,
             "audio_shortened_ms": audio.shortened // 48 if audio else 0,
-            "sending": self.peer.sending(),
+            "sending": peer.sending() if peer is not None else {},
             "messages_dropped": self.channel.dropped,
         }
         return stats
-
-    def _channel_opened(self, channel: RTCDataChannel) -> None:
-        channel.on("message", self._message)
-        channel.on("close", self.channel.closed)
-        self.channel.opened(channel)
-
-    def _message(self, message: str | bytes) -> None:
-        self.channel.receive(message)

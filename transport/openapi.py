@@ -11,6 +11,7 @@ from aiohttp import web
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from ..pipeline.tokens import Scope
 from .api_models import Error
 
 _PLACE = re.compile(r"{(\w+)}")
@@ -18,17 +19,19 @@ _PLACE = re.compile(r"{(\w+)}")
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """takes: the body's model. gives: the answer's model, or a content type. refuses: its 4xx answers."""
+    """takes, gives: the model of the body and of the answer, or its content type ("": none). refuses: its 4xx
+    answers beside those that all have. scopes: a token with one of them, or admin, may call it."""
 
     method: str
     path: str
     about: str
     handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     gives: type[BaseModel] | str
-    takes: type[BaseModel] | None = None
+    takes: type[BaseModel] | str | None = None
     refuses: tuple[int, ...] = ()
     status: int = 200
     open: bool = False  # served without a token
+    scopes: tuple[Scope, ...] = ()
 
 
 REFUSALS = {
@@ -38,8 +41,12 @@ REFUSALS = {
     404: "there is no such thing",
     409: "that cannot be done here or now",
     413: "the body is too large",
-    415: "the content type is not application/json",
-    429: "too many at a time",
+    410: "the session has ended",
+    412: "If-Match names another connection",
+    415: "the content type is not the one that is taken",
+    422: "that is not supported: an ICE restart",
+    428: "If-Match is missing",
+    429: "too many at a time, or too many requests a second",
     503: "not ready, or shutting down",
 }
 
@@ -72,14 +79,19 @@ def _operation(route: Route) -> dict[str, Any]:
     refuses = {*route.refuses}
     if not route.open:
         refuses |= {401, 403}
+    refuses.add(429)
     if places:
         refuses.add(404)
     if route.takes is not None:
         refuses |= {400, 413, 415}
     content = (
-        {route.gives: {"schema": {"type": "string"}}}
-        if isinstance(route.gives, str)
-        else {"application/json": {"schema": _ref(route.gives)}}
+        {}
+        if route.gives == ""
+        else (
+            {route.gives: {"schema": {"type": "string"}}}
+            if isinstance(route.gives, str)
+            else {"application/json": {"schema": _ref(route.gives)}}
+        )
     )
     operation: dict[str, Any] = {
         "summary": route.about,
@@ -88,7 +100,7 @@ def _operation(route: Route) -> dict[str, Any]:
             {"name": p, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
             for p in places
         ],
-        "responses": {str(route.status): {"description": "done", "content": content}}
+        "responses": {str(route.status): {"description": "done"} | ({"content": content} if content else {})}
         | {
             str(status): {
                 "description": REFUSALS[status],
@@ -100,7 +112,11 @@ def _operation(route: Route) -> dict[str, Any]:
     if route.takes is not None:
         operation["requestBody"] = {
             "required": True,
-            "content": {"application/json": {"schema": _ref(route.takes)}},
+            "content": (
+                {route.takes: {"schema": {"type": "string"}}}
+                if isinstance(route.takes, str)
+                else {"application/json": {"schema": _ref(route.takes)}}
+            ),
         }
     return operation
 

@@ -223,6 +223,18 @@ class AudioOut(MediaStreamTrack):
             self._hold_until = until
             self._taken.set()
 
+    def take_over(self, other: AudioOut) -> None:
+        """Send what `other` has not sent; the order, the epochs and a hold are kept. `other` is empty afterwards."""
+        self._floor = max(self._floor, other._floor)
+        self._chunks = other._chunks + self._chunks
+        self._buffered += other._buffered
+        self._carry, self._resampler, self._format = other._carry, other._resampler, other._format
+        self._hold_until, self._cut, self._word = other._hold_until, other._cut, other._word
+        self._said = other._said + self._said
+        other._chunks, other._buffered, other._said = deque(), 0, []
+        other._taken.set()
+        self._written.set()
+
     async def pull(self) -> tuple[NDArray[np.int16], int]:
         """20 ms of PCM at 48 kHz, (960, 1 or 2), when they are due, and their time in samples.
 

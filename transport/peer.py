@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from aiortc import (
-    RTCConfiguration,
     RTCDataChannel,
     RTCPeerConnection,
     RTCRtpTransceiver,
@@ -22,25 +22,35 @@ from aiortc import (
 from ..pipeline.clock import MS, SECOND, Clock
 from . import _compat
 from .capture_clock import SenderClock
-from .ingress import IngressTrack, Mailbox
+from .ice import NO_ICE, Ice, with_public
+from .ingress import IngressTrack
 from .liveness import CONNECT, PROBE, Liveness
-from .offer import OfferError, check_offer
+from .offer import MAX_CANDIDATES, MAX_SECTIONS, OfferError, check_offer
 from .outgoing import AudioOut, VideoOut
+from .trickle import Fragment, RestartRefused
 
 log = logging.getLogger(__name__)
 
 CLOSE_BUDGET = 1500 * MS
-CHANNEL = "penstock"
-CHAT_LINES = 64  # that wait for the graph
+LEFT = "the client left"  # it said so itself: it closed the connection
 
 _compat.install()
+
+
+class PeerFactory(Protocol):
+    """`Peer` itself, or one with settings of the server's filled in."""
+
+    def __call__(
+        self, name: str, clock: Clock, /, *, receive: frozenset[str], send: frozenset[str]
+    ) -> Peer: ...
 
 
 class Peer:
     """receive, send: the media kinds ("audio", "video") that the graph takes and gives; others are declined.
 
     Attributes: `tracks`, by kind, hold what the far end sends, after `accept`; `video_out` and `audio_out`
-    what it asked for; `chat` its lines of text, None at the end.
+    what it asked for. `channels`, by label, are given the data channels that the far end opens, each label
+    once; others are closed.
     """
 
     def __init__(
@@ -50,22 +60,27 @@ class Peer:
         *,
         receive: frozenset[str] = frozenset({"audio", "video"}),
         send: frozenset[str] = frozenset({"audio", "video"}),
+        ice: Ice = NO_ICE,
     ) -> None:
         self.name = name
+        self.etag = f'"{secrets.token_hex(8)}"'  # of this connection's ICE session (RFC 9725 section 4.3.1)
         self.clock = clock
         self.tracks: dict[str, IngressTrack] = {}
         self.video_out: VideoOut | None = None
         self.audio_out: AudioOut | None = None
-        self.chat = Mailbox(CHAT_LINES)
-        self.on_channel: Callable[[RTCDataChannel], None] = lambda channel: channel.close()
+        self.channels: dict[str, Callable[[RTCDataChannel], None]] = {}
         self.gone = ""  # why the far end is lost; empty while it is not
+        self.connected = False  # now, or before it was lost
         self._sender_clock = SenderClock()
         self._receive = receive
         self._send = send
-        self._has_channel = False
         self._ended = asyncio.Event()
         self._closing: asyncio.Task[None] | None = None
-        self._pc = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+        self._ice = ice
+        self._ufrags: set[str] = set()
+        self._trickled = 0
+        self._adding: set[asyncio.Task[None]] = set()
+        self._pc = RTCPeerConnection(ice.ours())
         self._pc.on("connectionstatechange", self._state_changed)
         self._pc.on("datachannel", self._channel_opened)
 
@@ -75,8 +90,12 @@ class Peer:
         return self._pc.connectionState
 
     async def accept(self, sdp: str) -> str:
-        """Take an offer, return the full answer with all candidates. Raises: OfferError."""
-        check_offer(sdp)
+        """Take an offer, return the full answer with all candidates. Raises: OfferError.
+
+        A STUN server that does not answer holds it up by `_compat.GATHER` at most.
+        """
+        offer = check_offer(sdp)
+        self._ufrags = {media.ice.usernameFragment or "" for media in offer.media if media.ice is not None}
         try:
             await self._pc.setRemoteDescription(RTCSessionDescription(sdp, "offer"))
             for transceiver in self._pc.getTransceivers():
@@ -86,7 +105,31 @@ class Peer:
         except Exception as e:
             # boundary: SDP from outside fails in many ways inside aiortc
             raise OfferError(f"the offer cannot be answered: {str(e)[:200] or type(e).__name__}") from e
-        return self._pc.localDescription.sdp
+        return with_public(self._pc.localDescription.sdp, self._ice.public)
+
+    def trickle(self, fragment: Fragment, *, restart: bool = False) -> None:
+        """Take candidates that came later. Raises: RestartRefused, OfferError."""
+        if restart or fragment.ufrags - self._ufrags:
+            raise RestartRefused(
+                "ICE restarts are not supported; open a new connection, with the session's resume token to go on"
+            )
+        self._trickled += len(fragment.candidates)
+        if self._trickled > MAX_CANDIDATES * MAX_SECTIONS:
+            raise OfferError(f"more than {MAX_CANDIDATES * MAX_SECTIONS} candidates came for one connection")
+        if self._closing is None:
+            # beside the request: names of mDNS take their time
+            task = asyncio.create_task(self._add(fragment), name=f"{self.name}/trickle")
+            self._adding.add(task)
+            task.add_done_callback(self._adding.discard)
+
+    async def _add(self, fragment: Fragment) -> None:
+        for candidate in fragment.candidates:
+            try:
+                await self._pc.addIceCandidate(candidate)
+            except (ValueError, OSError) as e:
+                log.info("%s: a candidate was not taken: %s", self.name, e)
+        if fragment.end:
+            await self._pc.addIceCandidate(None)
 
     def _choose(self, transceiver: RTCRtpTransceiver) -> None:
         """Take and give each kind once, on the first section that offers it; decline the rest."""
@@ -153,6 +196,8 @@ class Peer:
         for out in (self.video_out, self.audio_out):
             if out is not None:
                 out.stop()
+        for task in self._adding:
+            task.cancel()
         closing = asyncio.create_task(self._pc.close(), name=f"{self.name}/pc-close")
         _, pending = await asyncio.wait([closing], timeout=CLOSE_BUDGET / SECOND)
         if pending:
@@ -163,21 +208,21 @@ class Peer:
         for track in self.tracks.values():
             track.end()
         self._pc.remove_all_listeners()
-        self.on_channel = lambda channel: None
+        self.channels.clear()
 
     def _lost(self, why: str) -> None:
         self.gone = self.gone or why
-        self.chat.put_nowait(None)
         self._ended.set()
 
     def _state_changed(self) -> None:
         if self.state in ("closed", "failed"):
-            self._lost("the client left" if self.state == "closed" else "the connection failed")
+            self._lost(LEFT if self.state == "closed" else "the connection failed")
+        self.connected = self.connected or self.state == "connected"
 
     def _channel_opened(self, channel: RTCDataChannel) -> None:
-        if channel.label != CHANNEL or self._has_channel:
-            log.info("%s: a data channel that is not %r was closed", self.name, CHANNEL)
+        opened = self.channels.pop(channel.label, None)
+        if opened is None:
+            log.info("%s: a data channel that is not known was closed", self.name)
             channel.close()
-            return
-        self._has_channel = True
-        self.on_channel(channel)
+        else:
+            opened(channel)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
-import json
 import logging
 import os
 import socket
@@ -11,37 +11,34 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ..pipeline.clock import SECOND, Clock
 from ..pipeline.pools import DevicePool
 from ..pipeline.stage import StageError
+from ..pipeline.tokens import TokenFile
 from ..pipeline.watchdog import LoopWatchdog
-from . import whip
+from .access import OPEN, Access, is_loopback
 from .api import Api
-from .body import text_of
 from .desk import Desk
 from .event_bus import EventBus
-from .guard import Guard, is_loopback
+from .guard import Guard
+from .ice import NO_ICE, Ice
 from .memory import limit_arenas
 from .metrics import Metrics
+from .openapi import Route
 from .sessions import Sessions
+from .signalling import Signalling
+from .whip import Whip
 
 log = logging.getLogger(__name__)
 
 MAX_BODY = 128 * 1024  # bytes; a browser's offer has about 8 KiB
+LOOK = 2 * SECOND  # between looks at the token file
 WEB = Path(__file__).parent / "web"
 
 
 class ServeError(StageError):
     """The server cannot start; says what to change."""
-
-
-class _Offer(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
-
-    sdp: str
-    type: str = Field(default="offer", pattern="^offer$")
-    graph: str | None = None
 
 
 def token_from_environment() -> str | None:
@@ -59,13 +56,15 @@ def token_from_environment() -> str | None:
     return None
 
 
-def make_app(sessions: Sessions, api: Api, host: str, token: str | None) -> web.Application:
-    """All routes. host: what the app will be bound to."""
+def make_app(host: str, access: Access, clock: Clock, routes: Sequence[Route]) -> web.Application:
+    """The routes, the page, and the guard before them. host: what the app will be bound to."""
     pages = {"/": WEB / "index.html"} | {
         f"/{path.relative_to(WEB).as_posix()}": path for path in sorted(WEB.rglob("*")) if path.is_file()
     }
-    guard = Guard(host, token, frozenset(pages) | api.open_paths)
+    open_paths = frozenset(pages) | {route.path for route in routes if route.open}
+    guard = Guard(host, access, clock, routes, open_paths)
     app = web.Application(middlewares=[guard.middleware], client_max_size=MAX_BODY)
+    app.on_response_prepare.append(guard.prepare)
 
     async def page(request: web.Request) -> web.StreamResponse:
         path = pages[request.path]
@@ -73,39 +72,10 @@ def make_app(sessions: Sessions, api: Api, host: str, token: str | None) -> web.
             raise web.HTTPNotFound(text="this installation has no page")
         return web.FileResponse(path)
 
-    async def create(request: web.Request) -> web.Response:
-        if request.content_type != "application/json":
-            raise web.HTTPUnsupportedMediaType(
-                text=f"the content type is {request.content_type!r}; application/json is taken"
-            )
-        try:
-            offer = _Offer.model_validate(json.loads(await text_of(request)))
-        except ValidationError as e:
-            first = e.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "body"
-            raise web.HTTPBadRequest(text=f"{where}: {first['msg']}") from e
-        except (ValueError, RecursionError) as e:
-            raise web.HTTPBadRequest(text="the body is not JSON in UTF-8") from e
-        live, answer = await sessions.open(offer.graph or sessions.default, offer.sdp, request.remote or "")
-        return web.json_response({"session": live.id, "sdp": answer, "type": "answer"})
-
-    async def end(request: web.Request) -> web.Response:
-        await sessions.close(request.match_info["id"], "the client ended it")
-        return web.json_response({})
-
-    async def stats(request: web.Request) -> web.Response:
-        live = sessions.live.get(request.match_info["id"])
-        if live is None:
-            raise web.HTTPNotFound(text="there is no such session; it may have ended")
-        return web.json_response(live.stats())
-
     for path in pages:
         app.router.add_get(path, page)
-    app.router.add_post("/session", create)
-    app.router.add_delete("/session/{id}", end)
-    app.router.add_get("/session/{id}/stats", stats)
-    api.add_routes(app)
-    whip.add_routes(app, sessions)
+    for route in routes:
+        app.router.add_route(route.method, route.path, route.handler)
     return app
 
 
@@ -117,8 +87,9 @@ class Server:
         sessions: Sessions,
         host: str,
         port: int,
-        token: str | None = None,
+        access: Access = OPEN,
         *,
+        ice: Ice = NO_ICE,
         pools: Callable[[], Mapping[str, DevicePool]] | None = None,
         watchdog: LoopWatchdog | None = None,
         sockets: Sequence[socket.socket] = (),
@@ -126,10 +97,12 @@ class Server:
         # what a service manager bound for us counts, not what --host says
         bound = [s.getsockname()[0] for s in sockets if s.family in (socket.AF_INET, socket.AF_INET6)]
         host = next((name for name in bound if not is_loopback(name)), bound[0] if bound else host)
-        if not is_loopback(host) and not token:
+        public = bool(access.proxies or access.hosts)
+        if (not is_loopback(host) or public) and not access.closed:
+            what = "a proxy in front" if public else f"--host {host}"
             raise ServeError(
-                f"--host {host} lets other machines in: set PENSTOCK_TOKEN (or PENSTOCK_TOKEN_FILE) to a "
-                "secret that clients must send, or stay on 127.0.0.1"
+                f"{what} lets other machines in: set PENSTOCK_TOKEN (or PENSTOCK_TOKEN_FILE) to a secret that "
+                "clients must send, or give --tokens FILE; or stay on 127.0.0.1"
             )
         self.sessions = sessions
         self.host = host
@@ -139,9 +112,15 @@ class Server:
         self.bus = EventBus(sessions.clock.wall)
         self.desk = Desk(sessions, self.bus)
         self.metrics = Metrics(self.desk, pools or dict, watchdog or LoopWatchdog())
+        self.access = access
+        self._watching: asyncio.Task[None] | None = None
         api = Api(self.desk, self.metrics, lambda: self.not_ready)
+        api.routes += Signalling(sessions, ice).routes + Whip(sessions, ice).routes  # described with it
         self._runner = web.AppRunner(
-            make_app(sessions, api, host, token), access_log=None, handle_signals=False, shutdown_timeout=0.5
+            make_app(host, access, sessions.clock, api.routes),
+            access_log=None,
+            handle_signals=False,
+            shutdown_timeout=0.5,
         )
 
     @property
@@ -167,11 +146,24 @@ class Server:
             raise ServeError(f"cannot listen on {self.host} port {self.port}: {e.strerror or e}") from e
         address = self._runner.addresses[0]
         self.port = address[1] if isinstance(address, tuple) else 0  # 0: a Unix socket
+        if self.access.tokens is not None:
+            self._watching = asyncio.create_task(self._watch_tokens(self.access.tokens), name="tokens")
+
+    async def _watch_tokens(self, tokens: TokenFile) -> None:
+        """Follow the file; sessions of a token that was revoked or has expired end."""
+        while True:
+            await self.sessions.clock.sleep(LOOK)
+            tokens.refresh()
+            for live in list(self.sessions.live.values()):
+                if not self.access.is_known(live.caller.name):
+                    await live.close("its token is no longer valid")
 
     async def stop(self) -> None:
         """Stop listening and end all sessions, within about two seconds."""
         for site in list(self._runner.sites):
             await site.stop()
+        if self._watching is not None:
+            self._watching.cancel()
         self.bus.close()
         await self.desk.close_all()
         await self._runner.cleanup()

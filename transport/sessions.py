@@ -3,42 +3,68 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 import logging
 import secrets
-from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from aiohttp import web
 
 from ..pipeline.clock import Clock
 from ..pipeline.graph import Plan
-from .live_session import LiveSession, SessionFactory
+from .caller import LOCAL, Caller
+from .live_session import RESUME, Gone, LiveSession, SessionFactory
 from .memory import give_back
+from .offer import check_offer
+from .peer import Peer, PeerFactory
 
 log = logging.getLogger(__name__)
 
+RETRY_S = "5"  # for who found the server full
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """total: sessions in all; per_client: from one address. resume: ns that a lost client may take to come
+    back. longest: ns that a session may last; 0: any time."""
+
+    total: int = 16
+    per_client: int = 8
+    resume: int = RESUME
+    longest: int = 0
+
+
+@dataclass(slots=True)
+class Counts:
+    """What became of requests for sessions."""
+
+    opened: int = 0
+    resumed: int = 0
+    parked_evicted: int = 0
+    refused: dict[str, int] = field(default_factory=dict[str, int])
+
 
 class Sessions:
-    """graphs: what clients may ask for; the first is the default. limit: sessions in all; per_client: from
-    one address."""
+    """graphs: what clients may ask for; the first is the default. make_peer: with the server's ICE settings."""
 
     def __init__(
         self,
         graphs: Mapping[str, Plan],
         clock: Clock,
         factory: SessionFactory,
-        *,
-        limit: int = 16,
-        per_client: int = 8,
+        limits: Limits = Limits(),
+        make_peer: PeerFactory = Peer,
     ) -> None:
         self.graphs = graphs
         self.clock = clock
         self.factory = factory
-        self.limit = limit
-        self.per_client = per_client
+        self.limits = limits
+        self.counts = Counts()
         self.live: dict[str, LiveSession] = {}
         self.opened: Callable[[LiveSession], None] = lambda live: None
         self.closed: Callable[[LiveSession], None] = lambda live: None
+        self._make_peer = make_peer
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
 
@@ -46,7 +72,9 @@ class Sessions:
     def default(self) -> str:
         return next(iter(self.graphs))
 
-    async def open(self, graph: str, sdp: str, remote: str) -> tuple[LiveSession, str]:
+    async def open(
+        self, graph: str, sdp: str, caller: Caller = LOCAL, *, resumable: bool = True
+    ) -> tuple[LiveSession, str]:
         """Start a session. Returns it and the SDP answer.
 
         Raises: HTTPNotFound, HTTPTooManyRequests, HTTPServiceUnavailable, OfferError, StageError.
@@ -56,27 +84,92 @@ class Sessions:
             raise web.HTTPNotFound(
                 text=f"unknown graph {graph[:64]!r}; this server has: {', '.join(self.graphs)}"
             )
-        if self._stopping:
-            raise web.HTTPServiceUnavailable(text="the server is shutting down")
-        if len(self.live) >= self.limit:
-            raise web.HTTPServiceUnavailable(text=f"the server is full: it runs {self.limit} sessions")
-        if Counter(s.remote for s in self.live.values())[remote] >= self.per_client:
-            raise web.HTTPTooManyRequests(
-                text=f"too many sessions: {self.per_client} from one address are taken; close one first"
-            )
-        live = LiveSession(plan, f"s-{secrets.token_hex(8)}", self.clock, self.factory, remote)
+        check_offer(sdp)  # before it takes anybody's place
+        await self._make_room(caller)
+        live = LiveSession(
+            plan,
+            f"s-{secrets.token_hex(8)}",
+            self.clock,
+            self.factory,
+            caller,
+            resume=self.limits.resume if resumable else 0,
+            longest=min(filter(None, (self.limits.longest, caller.longest)), default=0),
+            make_peer=self._make_peer,
+        )
         self.live[live.id] = live
         try:
             answer = await live.open(sdp)
         except BaseException:
-            del self.live[live.id]
+            self.live.pop(live.id, None)
             raise
         task = asyncio.create_task(self._keep(live), name=f"{live.id}/keep")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         self.opened(live)
+        self.counts.opened += 1
         log.info("session %s: open, graph %s", live.id, graph)
         return live, answer
+
+    async def resume(
+        self, token: str, sdp: str, after: int, caller: Caller = LOCAL
+    ) -> tuple[LiveSession, str]:
+        """Go on with a session over another connection. Returns it and the SDP answer.
+
+        Raises: HTTPGone when it has ended or never was, OfferError.
+        """
+        given = token.encode(errors="replace")
+        for live in self.live.values():
+            if live.resume and hmac.compare_digest(live.resume.encode(), given):
+                break
+        else:
+            raise web.HTTPGone(text="the session has ended; open a new one")
+        if live.caller.name != caller.name:
+            raise web.HTTPGone(text="the session has ended; open a new one")
+        try:
+            answer = await live.reattach(sdp, after)
+        except Gone:
+            raise web.HTTPGone(text="the session has ended; open a new one") from None
+        live.caller = caller  # another network has another address
+        self.counts.resumed += 1
+        return live, answer
+
+    async def _make_room(self, caller: Caller) -> None:
+        """Until one more fits; sessions whose client is away give way, the longest away first.
+
+        Raises: HTTPTooManyRequests, HTTPServiceUnavailable.
+        """
+        while True:
+            if self._stopping:
+                raise web.HTTPServiceUnavailable(text="the server is shutting down")
+            found = self._full(caller)
+            if found is None:
+                return
+            rivals, error = found
+            away = [s for s in rivals if s.parked_at]
+            if not away:
+                self.counts.refused[error.reason] = self.counts.refused.get(error.reason, 0) + 1
+                raise error
+            victim = min(away, key=lambda s: s.parked_at)
+            self.counts.parked_evicted += 1
+            await victim.close("a new session took the place of one whose client was away")
+            self.live.pop(victim.id, None)
+
+    def _full(self, caller: Caller) -> tuple[list[LiveSession], web.HTTPException] | None:
+        """The sessions that fill the limit which is met, and what to tell; None when there is room."""
+        sessions = list(self.live.values())
+        headers = {"Retry-After": RETRY_S}
+        mine = [s for s in sessions if s.caller.name == caller.name]
+        if caller.sessions and len(mine) >= caller.sessions:
+            words = f"too many sessions: {caller.sessions} with this token are taken; close one first"
+            return mine, web.HTTPTooManyRequests(text=words, headers=headers)
+        here = [s for s in sessions if s.remote == caller.address]
+        if len(here) >= self.limits.per_client:
+            words = f"too many sessions: {self.limits.per_client} from one address are taken; close one first"
+            return here, web.HTTPTooManyRequests(text=words, headers=headers)
+        if len(sessions) >= self.limits.total:
+            words = f"the server is full: it runs {self.limits.total} sessions"
+            return sessions, web.HTTPServiceUnavailable(text=words, headers=headers)
+        return None
 
     async def _keep(self, live: LiveSession) -> None:
         try:

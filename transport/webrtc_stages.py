@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +19,7 @@ from ..pipeline.units import Audio, AudioFormat, Duration, Video
 from .datachannel import ControlChannel
 from .fit import AudioFit, VideoFit
 from .ingress import IngressTrack
+from .line import Line
 from .outgoing import AUDIO_RATE
 from .peer import Peer
 
@@ -52,30 +53,36 @@ class WebRtcIn(Stage):
     Options = WebRtcInOptions
 
     def __init__(
-        self, options: BaseModel | None = None, params: BaseModel | None = None, peer: Peer | None = None
+        self, options: BaseModel | None = None, params: BaseModel | None = None, line: Line | None = None
     ) -> None:
         super().__init__(options, params)
-        self.peer = peer
+        self.line = line
+        self._heard = 0  # pts where the sound ended
 
     async def setup(self) -> None:
-        if self.peer is None:
+        if self.line is None:
             raise StageError(_NO_PEER.format("webrtc.in", "--in FILE"))
         options: WebRtcInOptions = self.options
-        if "video" in self.peer.tracks:
-            self.peer.tracks["video"].decoded.transform = VideoFit(options.video, options.format)
-        if "audio" in self.peer.tracks:
-            self.peer.tracks["audio"].decoded.transform = AudioFit(options.audio or AudioFormat(48_000))
+        self.line.fit("video", lambda: VideoFit(options.video, options.format))
+        self.line.fit("audio", lambda: AudioFit(options.audio or AudioFormat(48_000)))
 
     async def run(self, out: Outputs) -> None:
-        """Until the peer is gone."""
-        assert self.peer is not None
+        """Until no peer will come any more."""
+        assert self.line is not None
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._text(self.line, out), name=f"{self.ctx.session}/{self.ctx.node}.text")
+            peer: Peer | None = None
+            while (peer := await self.line.next(peer)) is not None:
+                await self._media(peer.tracks, out)
+
+    async def _media(self, tracks: Mapping[str, IngressTrack], out: Outputs) -> None:
+        """What one peer sends, until it is gone or has ended its tracks."""
         readers = {"video": self._video, "audio": self._audio}
         async with asyncio.TaskGroup() as group:
-            for kind, track in self.peer.tracks.items():
+            for kind, track in tracks.items():
                 group.create_task(
                     _until_end(readers[kind](track, out)), name=f"{self.ctx.session}/{self.ctx.node}.{kind}"
                 )
-            group.create_task(self._text(self.peer, out), name=f"{self.ctx.session}/{self.ctx.node}.text")
 
     async def _video(self, track: IngressTrack, out: Outputs) -> None:
         options: WebRtcInOptions = self.options
@@ -89,19 +96,19 @@ class WebRtcIn(Stage):
         options: WebRtcInOptions = self.options
         rate_hz = (options.audio or AudioFormat(48_000)).rate_hz
         expected: int | None = None  # media time
-        end = 0  # pts where the last frame ended
         while True:
             for media, pcm in _item(await track.recv()):
                 length = len(pcm) * SECOND // rate_hz
                 pts = track.capture.at(media)
-                if expected is not None and media - expected > length // 2 and pts > end:
-                    await out.send("audio", Gap(pts=end, until=pts, reason="network"))
-                expected, end = media + length, pts + length
+                hole = media - expected > length // 2 if expected is not None else self._heard > 0
+                if hole and pts > self._heard:
+                    await out.send("audio", Gap(pts=self._heard, until=pts, reason="network"))
+                expected, self._heard = media + length, pts + length
                 await out.send("audio", AudioFrame(pts=pts, pcm=pcm, rate_hz=rate_hz))
 
-    async def _text(self, peer: Peer, out: Outputs) -> None:
+    async def _text(self, line: Line, out: Outputs) -> None:
         utterance = 0
-        while (text := await peer.chat.get()) is not None:
+        while (text := await line.chat.get()) is not None:
             utterance += 1
             await out.send("text", TokenFrame(pts=self.ctx.clock.now(), text=text, utterance=utterance))
 
@@ -136,8 +143,9 @@ class WebRtcOutOptions(BaseModel):
 class WebRtcOut(Stage):
     """Sends to the peer: the newest picture, sound at real-time pace, text on its data channel.
 
-    What the peer did not ask for (no such track, no channel) is dropped here. Events need no edge: the
-    session's listeners put every event of the graph on the channel, also those of this port.
+    What the peer did not ask for (no such track, no channel) is dropped here; so are pictures while it is
+    away. Events need no edge: the session's listeners put every event of the graph on the channel, also those
+    of this port.
     """
 
     ports = Ports(
@@ -153,25 +161,23 @@ class WebRtcOut(Stage):
         self,
         options: BaseModel | None = None,
         params: BaseModel | None = None,
-        peer: Peer | None = None,
+        line: Line | None = None,
         channel: ControlChannel | None = None,
         live_audio: bool = False,
     ) -> None:
         """live_audio: the sound is a live one passed through, which may be shortened but not late."""
         super().__init__(options, params)
-        self.peer = peer
+        self.line = line
         self.channel = channel
         self.live_audio = live_audio
 
     async def setup(self) -> None:
-        if self.peer is None:
+        if self.line is None:
             raise StageError(_NO_PEER.format("webrtc.out", "--out FILE"))
-        if self.peer.audio_out is not None:
-            self.peer.audio_out.ahead = self.options.ahead
-            self.peer.audio_out.live = self.live_audio
-            if not self.live_audio:
-                self.ctx.playback.attach(AUDIO_RATE, self.peer.audio_out.hold)
-                self.peer.audio_out.on_step = self._played
+        hears = not self.live_audio and self.line.audio_out is not None
+        self.line.set_audio(self.options.ahead, self.live_audio, self._played if hears else None)
+        if hears:
+            self.ctx.playback.attach(AUDIO_RATE, self.line.hold)
 
     def _played(
         self, at: int, samples: int, pcm: NDArray[np.int16] | None, waiting: int, said: list[tuple[int, str]]
@@ -182,21 +188,21 @@ class WebRtcOut(Stage):
             self.ctx.emit("played", utterance=utterance, text=text)
 
     def process(self, port: str, frame: Frame, out: Outputs) -> Awaitable[None] | None:
-        assert self.peer is not None
+        assert self.line is not None
         if isinstance(frame, VideoFrame):
-            if self.peer.video_out is not None:
-                self.peer.video_out.show(frame)
+            if self.line.video_out is not None:
+                self.line.video_out.show(frame)
         elif isinstance(frame, AudioFrame):
-            if self.peer.audio_out is not None:
-                return self.peer.audio_out.write(frame)
+            if self.line.audio_out is not None:
+                return self.line.audio_out.write(frame)
         elif isinstance(frame, TokenFrame) and self.channel is not None:
             self.channel.text(out.source, text_kind(out.source), frame)
         return None
 
     async def control(self, message: Control) -> None:
         if isinstance(message, Flush):
-            assert self.peer is not None
-            if self.peer.audio_out is not None:
-                self.peer.audio_out.flush(message.epoch)
+            assert self.line is not None
+            if self.line.audio_out is not None:
+                self.line.audio_out.flush(message.epoch)
         else:
             await super().control(message)

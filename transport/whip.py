@@ -1,44 +1,80 @@
 """WHIP (RFC 9725) and WHEP: sessions for OBS, FFmpeg, GStreamer and players, by plain SDP over HTTP.
 
 Both run a copy of the graph for the one client: a WHIP client sends its media into it, a WHEP client only
-receives. Trickle ICE and restarts are not supported: the answer holds all candidates, PATCH gives 405.
+receives. The answer holds all of our candidates, as section 4.3 asks; the client's may come later, by PATCH.
+ICE restarts are refused with 422, as section 4.3 has it for those who support trickle only.
 """
 
 from __future__ import annotations
 
 from aiohttp import web
 
+from ..pipeline.tokens import Scope
 from .body import text_of
+from .guard import caller_of
+from .ice import Ice
+from .openapi import Route
 from .sessions import Sessions
+from .signalling import find, trickle
+from .trickle import SDPFRAG
 
 SDP = "application/sdp"
 
 
-def add_routes(app: web.Application, sessions: Sessions) -> None:
-    async def create(request: web.Request) -> web.Response:
+class Whip:
+    """ice: what clients are told of STUN and TURN, as `Link` headers."""
+
+    def __init__(self, sessions: Sessions, ice: Ice) -> None:
+        self.sessions = sessions
+        self.ice = ice
+        self.routes: list[Route] = []
+        kinds: dict[str, tuple[Scope, ...]] = {"whip": ("talk",), "whep": ("talk", "view")}
+        for kind, scopes in kinds.items():
+            one = f"/{kind}/{{graph}}/{{id}}"
+            mine: tuple[Scope, ...] = (*scopes, "control")
+            self.routes += [
+                Route("POST", f"/{kind}/{{graph}}", f"{kind.upper()}: open a session.", self.create, SDP, SDP,
+                      (404, 503), 201, scopes=scopes),
+                Route("OPTIONS", f"/{kind}/{{graph}}", "What is taken, and the ICE servers.", self.options, "",
+                      status=204, scopes=scopes),
+                Route("PATCH", one, "Candidates that came later.", self.patch, "", SDPFRAG, (412, 422, 428), 204,
+                      scopes=mine),
+                Route("DELETE", one, "End the session.", self.end, "", scopes=mine),
+            ]  # fmt: skip
+
+    async def create(self, request: web.Request) -> web.Response:
         if request.content_type != SDP:
             raise web.HTTPUnsupportedMediaType(
-                text=f"the content type is {request.content_type!r}; {SDP} is taken"
+                text=f"the content type is {request.content_type[:80]!r}; {SDP} is taken"
             )
         kind = request.path.split("/")[1]
-        live, answer = await sessions.open(
-            request.match_info["graph"], await text_of(request), request.remote or ""
+        live, answer = await self.sessions.open(
+            request.match_info["graph"], await text_of(request), caller_of(request), resumable=False
         )
-        return web.Response(
-            status=201,
-            text=answer,
-            content_type=SDP,
-            headers={"Location": f"/{kind}/{live.graph}/{live.id}", "ETag": f'"{live.id}"'},
-        )
+        response = web.Response(status=201, text=answer, content_type=SDP)
+        response.headers["Location"] = f"/{kind}/{live.graph}/{live.id}"
+        if live.peer is not None:
+            response.headers["ETag"] = live.peer.etag
+        self._link(request, response)
+        return response
 
-    async def end(request: web.Request) -> web.Response:
-        await sessions.close(request.match_info["id"], "the client ended it")
+    async def options(self, request: web.Request) -> web.Response:
+        response = web.Response(status=204, headers={"Accept-Post": SDP, "Accept-Patch": SDPFRAG})
+        self._link(request, response)
+        return response
+
+    def _link(self, request: web.Request, response: web.Response) -> None:
+        name = caller_of(request).name or "penstock"
+        for link in self.ice.links(name, self.sessions.clock.wall()):
+            response.headers.add("Link", link)
+
+    async def patch(self, request: web.Request) -> web.Response:
+        live = find(self.sessions, request)
+        if "If-Match" not in request.headers:
+            raise web.HTTPPreconditionRequired(text="If-Match is missing; send the ETag of the answer")
+        await trickle(live, request)
+        return web.Response(status=204)
+
+    async def end(self, request: web.Request) -> web.Response:
+        await find(self.sessions, request).close("the client ended it")
         return web.Response()
-
-    async def options(_: web.Request) -> web.Response:
-        return web.Response(status=204, headers={"Accept-Post": SDP})
-
-    for kind in ("whip", "whep"):
-        app.router.add_post(f"/{kind}/{{graph}}", create)
-        app.router.add_options(f"/{kind}/{{graph}}", options)
-        app.router.add_delete(f"/{kind}/{{graph}}/{{id}}", end)

@@ -1,0 +1,33 @@
+"""A request's JSON body as a model, and an answer as JSON."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, TypeVar
+
+from aiohttp import web
+from pydantic import BaseModel, ValidationError
+
+from .body import text_of
+
+M = TypeVar("M", bound=BaseModel)
+
+
+async def read(request: web.Request, model: type[M]) -> M:
+    """The body as that model. Raises: HTTPBadRequest, HTTPUnsupportedMediaType, in words."""
+    if request.content_type != "application/json":
+        raise web.HTTPUnsupportedMediaType(
+            text=f"the content type is {request.content_type[:80]!r}; application/json is taken"
+        )
+    try:
+        return model.model_validate(json.loads(await text_of(request)))
+    except ValidationError as e:
+        first = e.errors()[0]
+        where = ".".join(map(str, first["loc"]))[:80] or "body"
+        raise web.HTTPBadRequest(text=f"{where}: {first['msg']}") from e
+    except (ValueError, RecursionError) as e:
+        raise web.HTTPBadRequest(text="the body is not JSON in UTF-8") from e
+
+
+def json_response(data: dict[str, Any], status: int = 200) -> web.Response:
+    return web.json_response(data, status=status, dumps=lambda d: json.dumps(d, default=str))
