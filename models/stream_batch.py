@@ -11,7 +11,7 @@ Source: Kodaira et al., "StreamDiffusion" (2023), §3.1 and §3.2 eq. 4-9; Luo e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .stream_model import MAX_STEPS, Finished, Picture, Settings, download, upload
+from .stream_model import MAX_STEPS, Entry, Finished, Picture, Settings, Ticks, download, upload
 
 Guidance = Literal["self", "onetime", "full"]
 
@@ -43,7 +43,6 @@ class Voice:
 class Flight:
     """One picture on its way through the steps."""
 
-    number: int
     tag: Any
     original: Picture
     pixels: Tensor  # (3, H, W); encoded with the first step
@@ -80,10 +79,9 @@ class BatchState:
     size: tuple[int, int]
     voice: Voice
     flights: list[Flight] = field(default_factory=list[Flight])
-    entered: int = 0
 
 
-class StreamBatch:
+class StreamBatch(Ticks[BatchState, Flight, LatentRow]):
     """A UNet and a tiny autoencoder of diffusers behind the StreamModel interface."""
 
     multiple = 64  # eight latent pixels: what the UNet halves three times
@@ -105,6 +103,7 @@ class StreamBatch:
         self._guidance, self._prediction = guidance, prediction
         self._like = torch.empty(0, device=unet.device, dtype=unet.dtype)
         self._alphas = alphas.to(device=unet.device, dtype=torch.float32)
+        self._levels: list[float] = alphas.tolist()  # read without waiting for the device
 
     @torch.inference_mode()
     def init_state(self, size: tuple[int, int], settings: Settings) -> BatchState:
@@ -139,22 +138,19 @@ class StreamBatch:
         negative = self._encode(settings.negative_prompt).to(self._like)
         return Voice(settings, prompt, negative, noise, timesteps(settings.strength, settings.steps))
 
-    @torch.inference_mode()
-    def rows(
-        self, state: BatchState, picture: Picture | None, tag: Any = None, noise: float = 0.5
-    ) -> list[LatentRow]:
-        flights = list(state.flights)
-        if picture is not None:
-            voice, strength = state.voice, state.voice.settings.strength
-            if noise != 0.5:
-                moved = min(1.0, strength * (0.8 + 0.4 * noise))
-                voice = replace(voice, times=timesteps(moved, voice.settings.steps))
-            pixels = upload(picture, state.size, self._like)
-            flights.append(Flight(state.entered, tag, picture, pixels, voice))
-        return [LatentRow(f) for f in flights]
+    def chunk(self, entered: int) -> int:
+        return 1
 
-    def key(self, row: LatentRow) -> Hashable:
-        return self.name, tuple(row.flight.pixels.shape), row.flight.pixels.dtype
+    @torch.inference_mode()
+    def enter(self, state: BatchState, entry: Entry) -> Flight:
+        voice, (picture,) = state.voice, entry.pictures
+        if entry.noise != 0.5:
+            moved = min(1.0, voice.settings.strength * (0.8 + 0.4 * entry.noise))
+            voice = replace(voice, times=timesteps(moved, voice.settings.steps))
+        return Flight(entry.tags[0], picture, upload(picture, state.size, self._like), voice)
+
+    def row(self, state: BatchState, flight: Flight) -> LatentRow:
+        return LatentRow(flight)
 
     @torch.inference_mode()
     def forward(self, rows: Sequence[LatentRow]) -> list[Denoised]:
@@ -222,23 +218,13 @@ class StreamBatch:
         return {i: download(decoded[n], rows[i].flight.original, 1.0) for n, i in enumerate(last)}
 
     @torch.inference_mode()
-    def commit(
-        self, state: BatchState, rows: Sequence[LatentRow], results: Sequence[Denoised]
-    ) -> list[Finished]:
-        going: list[Flight] = []
-        done: list[Finished] = []
-        for row, result in zip(rows, results, strict=True):
-            f = row.flight
-            state.entered = max(state.entered, f.number + 1)
-            if result.picture is not None:
-                done.append(Finished(f.tag, result.picture))
-                going.clear()  # older ones with more steps would come after a newer: out of date
-                continue
-            a = float(self._alphas[f.voice.times[f.step + 1]])
-            x = a**0.5 * result.x0 + (1 - a) ** 0.5 * f.voice.noise[f.step + 1]
-            going.append(replace(f, step=f.step + 1, source=result.source, x=x))
-        state.flights = going
-        return done
+    def advance(self, state: BatchState, row: LatentRow, result: Denoised) -> Flight | list[Finished]:
+        f = row.flight
+        if result.picture is not None:
+            return [Finished(f.tag, result.picture)]
+        a = self._levels[f.voice.times[f.step + 1]]
+        x = a**0.5 * result.x0 + (1 - a) ** 0.5 * f.voice.noise[f.step + 1]
+        return replace(f, step=f.step + 1, source=result.source, x=x)
 
 
 def timesteps(strength: float, steps: int) -> tuple[int, ...]:

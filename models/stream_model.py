@@ -1,17 +1,20 @@
 """What all live picture-to-picture models promise: weights without state, one explicit state per stream.
 
-A picture's way through a model takes several denoising steps; each is a row. `rows` says which rows a stream could run
-now, `forward` runs rows of any streams, pictures and steps together and changes nothing, and `commit` takes the
-results over. A forward that failed or came too late leaves no trace: the stream goes on from where it was.
+A picture's way through a model takes several denoising steps; each is a row. `enter` begins the way and `row` says what
+its next step needs, `forward` runs rows of any streams, pictures and steps together and changes nothing, and `advance`
+takes a result over: the picture is one step further, or finished. A forward that failed or came too late leaves no
+trace: the stream goes on from where it was. Rows of one step of a stream must advance in the order of their pictures.
+
+    entry ─ enter ─► flight ─ row ─► forward ─ advance ─► flight … ─► [Finished]
 
 Source: Kodaira et al., "StreamDiffusion" (2023), §3.1 Stream Batch; here rows are scheduled, not whole frames.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import cv2
 import numpy as np
@@ -47,12 +50,22 @@ class Finished:
     picture: Picture  # of the size that came in
 
 
-S = TypeVar("S")
-R = TypeVar("R")
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Pictures that begin their way together: one, or a chunk where a model's latents span several."""
+
+    pictures: tuple[Picture, ...]  # all of one size
+    tags: tuple[Any, ...]  # of each; fewer than pictures where the last ones only fill the chunk up
+    noise: float = 0.5  # how far the first step may leave the camera's picture, 0..1; 0.5 is the model's own
 
 
-class StreamModel(Protocol[S, R]):
-    """Live picture-to-picture. Any thread may call it; a state belongs to one caller at a time."""
+S = TypeVar("S")  # a stream's state
+Flying = TypeVar("Flying")  # a picture, or chunk, on its way
+R = TypeVar("R")  # one step of it
+
+
+class StreamModel(Protocol[S, Flying, R]):
+    """Live picture-to-picture. Any thread may call it; `advance`, `adjust` and `reset` of a state not two at once."""
 
     name: str
     multiple: int  # sizes are multiples of it
@@ -66,27 +79,56 @@ class StreamModel(Protocol[S, R]):
         ...
 
     def reset(self, state: S) -> None:
-        """Forget pictures on their way and those before: what comes next may be another scene."""
+        """Forget pictures before: what comes next may be another scene. None may be on its way."""
         ...
 
-    def rows(self, state: S, picture: Picture | None, tag: Any = None, noise: float = 0.5) -> list[R]:
-        """The next step of each picture on its way, the oldest first, and the first step of `picture`.
-
-        noise: how far the first step may leave the camera's picture, 0..1; 0.5 is the model's own. Changes nothing.
-        """
+    def chunk(self, entered: int) -> int:
+        """How many pictures the next entry takes, when `entered` entries came before."""
         ...
 
-    def key(self, row: R) -> Hashable:
-        """Rows with equal keys may share a forward."""
+    def enter(self, state: S, entry: Entry) -> Flying:
+        """New pictures before their first step. Changes nothing."""
+        ...
+
+    def row(self, state: S, flight: Flying) -> R:
+        """What the next step needs, as the stream stands now. Changes nothing."""
         ...
 
     def forward(self, rows: Sequence[R]) -> list[Any]:
         """One result a row. Changes neither rows nor states."""
         ...
 
-    def commit(self, state: S, rows: Sequence[R], results: Sequence[Any]) -> list[Finished]:
-        """Take over the results of the rows that `rows(state)` gave last; what is finished, the oldest first."""
+    def advance(self, state: S, row: R, result: Any) -> Flying | list[Finished]:
+        """Take a result over; the same pictures one step further, or finished."""
         ...
+
+
+class Ticks(Generic[S, Flying, R]):
+    """Stream Batch without a pool: each tick runs the next step of all pictures on their way in one forward.
+
+    For files, tests and measurements; the state must have a list `flights`, the oldest first.
+    """
+
+    def rows(self: Any, state: Any, picture: Picture | None, tag: Any = None, noise: float = 0.5) -> list[R]:
+        """The next step of each picture on its way, and the first step of `picture`. Changes nothing."""
+        flights = list(state.flights)
+        if picture is not None:
+            flights.append(self.enter(state, Entry((picture,), (tag,), noise)))
+        return [self.row(state, f) for f in flights]
+
+    def commit(self: Any, state: Any, rows: Sequence[R], results: Sequence[Any]) -> list[Finished]:
+        """Take over the results of the rows that `rows(state)` gave last; what is finished, the oldest first."""
+        going: list[Flying] = []
+        done: list[Finished] = []
+        for row, result in zip(rows, results, strict=True):
+            after = self.advance(state, row, result)
+            if isinstance(after, list):
+                done += after
+                going.clear()  # older ones with more steps would come after a newer: out of date
+            else:
+                going.append(after)
+        state.flights = going
+        return done
 
 
 def fitted(height: int, width: int, side: int, multiple: int) -> tuple[int, int]:

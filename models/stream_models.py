@@ -34,6 +34,12 @@ def has_fast_bf16(device: str) -> bool:
     return bool(cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())
 
 
+def check(name: str) -> None:
+    """Raises: ValueError when there is no model of this name."""
+    if name not in NAMES:
+        raise ValueError(f"unknown model {name!r}; there are: {', '.join(NAMES)}")
+
+
 def load(
     name: str,
     weights: Path | None = None,
@@ -41,13 +47,12 @@ def load(
     engine: Engine = "auto",
     device: str = "auto",
     precision: Precision = "auto",
-) -> StreamModel[Any, Any]:
+) -> StreamModel[Any, Any, Any]:
     """The model, loaded when first asked for. Blocks for a second or so.
 
     Raises: ValueError for an unknown name or a combination that does not exist; BadCheckpoint, which is one.
     """
-    if name not in NAMES:
-        raise ValueError(f"unknown model {name!r}; there are: {', '.join(NAMES)}")
+    check(name)
     device = best_device() if device == "auto" else device
     if precision == "auto":
         precision = "bf16" if engine != "onnx" and has_fast_bf16(device) else "fp32"

@@ -7,7 +7,7 @@ by `training/restyle.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .restyle_net import MULTIPLE, RestyleNet
 from .restyle_prompt import SIZE, padded, read
-from .stream_model import MAX_STEPS, Finished, Picture, Settings, download, upload
+from .stream_model import MAX_STEPS, Entry, Finished, Picture, Settings, Ticks, download, upload
 
 WEIGHTS = Path(__file__).parent / "data" / "tiny-restyle.safetensors"
 
@@ -70,7 +70,6 @@ class Voice:
 class Flight:
     """One picture on its way through the steps."""
 
-    number: int
     tag: Any
     original: Picture  # as it came
     source: Tensor  # (3, H, W)
@@ -107,10 +106,9 @@ class RestyleState:
     voice: Voice
     flights: list[Flight] = field(default_factory=list[Flight])  # the oldest first
     previous: dict[int, tuple[Voice, Tensor]] = field(default_factory=dict[int, "tuple[Voice, Tensor]"])
-    entered: int = 0
 
 
-class TinyRestyle:
+class TinyRestyle(Ticks[RestyleState, Flight, StepRow]):
     """The shipped model. `forward` replaces the network's own, e.g. by onnxruntime's."""
 
     name = "tiny-restyle"
@@ -164,27 +162,26 @@ class TinyRestyle:
         ids = torch.tensor([padded(read(prompt).ids)], device=self._like.device)
         return self._net.encode(ids)[0]
 
+    def chunk(self, entered: int) -> int:
+        return 1
+
     @torch.inference_mode()
-    def rows(
-        self, state: RestyleState, picture: Picture | None, tag: Any = None, noise: float = 0.5
-    ) -> list[StepRow]:
-        flights = list(state.flights)
-        if picture is not None:
-            voice = state.voice
-            first = 0.65 + 0.3 * min(1.0, max(0.0, noise))  # what training saw
-            voice = voice if abs(first - voice.sigmas[0]) < 1e-6 else _from(voice, first)
-            source = upload(picture, state.size, self._like)
-            flights.append(Flight(state.entered, tag, picture, source, source, 0, voice))
-        return [StepRow(f, self._previous(state, f)) for f in flights]
+    def enter(self, state: RestyleState, entry: Entry) -> Flight:
+        voice, (picture,) = state.voice, entry.pictures
+        first = 0.65 + 0.3 * min(1.0, max(0.0, entry.noise))  # what training saw
+        voice = voice if abs(first - voice.sigmas[0]) < 1e-6 else _from(voice, first)
+        source = upload(picture, state.size, self._like)
+        return Flight(entry.tags[0], picture, source, source, 0, voice)
+
+    @torch.inference_mode()
+    def row(self, state: RestyleState, flight: Flight) -> StepRow:
+        return StepRow(flight, self._previous(state, flight))
 
     def _previous(self, state: RestyleState, flight: Flight) -> Tensor:
         voice, tensor = state.previous.get(flight.step, (None, None))
         if voice is None or tensor is None or not _same_style(voice, flight.voice):
             return torch.zeros_like(flight.source)  # a result in another style would shine through
         return tensor
-
-    def key(self, row: StepRow) -> Hashable:
-        return self.name, tuple(row.flight.source.shape), row.flight.source.dtype
 
     @torch.inference_mode()
     def forward(self, rows: Sequence[StepRow]) -> list[Drawn]:
@@ -219,22 +216,12 @@ class TinyRestyle:
             result = torch.lerp(base, estimate, settings.guidance)
         return Drawn(estimate, download(result, flight.original, settings.strength))
 
-    def commit(
-        self, state: RestyleState, rows: Sequence[StepRow], results: Sequence[Drawn]
-    ) -> list[Finished]:
-        going: list[Flight] = []
-        done: list[Finished] = []
-        for row, drawn in zip(rows, results, strict=True):
-            flight = row.flight
-            state.previous[flight.step] = flight.voice, drawn.estimate
-            state.entered = max(state.entered, flight.number + 1)
-            if drawn.picture is not None:
-                done.append(Finished(flight.tag, drawn.picture))
-                going.clear()  # older ones with more steps would come after a newer: out of date
-            else:
-                going.append(replace(flight, estimate=drawn.estimate, step=flight.step + 1))
-        state.flights = going
-        return done
+    def advance(self, state: RestyleState, row: StepRow, result: Drawn) -> Flight | list[Finished]:
+        flight = row.flight
+        state.previous[flight.step] = flight.voice, result.estimate
+        if result.picture is not None:
+            return [Finished(flight.tag, result.picture)]
+        return replace(flight, estimate=result.estimate, step=flight.step + 1)
 
 
 def _from(voice: Voice, first: float) -> Voice:

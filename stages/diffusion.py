@@ -1,34 +1,33 @@
 """`diffusion.stream`: live video in, generated video out.
 
-A picture waits in a mailbox of one: a newer one takes its place. Each tick runs the next step of every picture on its
-way in one forward. All parameters are live: the next picture is drawn by the new ones, those on their way keep theirs.
-While the model warms up, or cannot keep its deadlines, the camera's pictures pass through unchanged.
+A picture waits in a mailbox of one: a newer one takes its place. Each denoising step of a picture is a row of the pool,
+which runs rows of all pictures and sessions together. All parameters are live: the next picture is drawn by the new
+ones, those on their way keep theirs. While the model warms up the camera's pictures pass through unchanged; when the
+pool is short the stage does less by its ladder: fewer pictures, fewer steps, smaller ones, and at last none.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Hashable, Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 
-from ..models import stream_models
 from ..models.motion_noise import MotionNoise
 from ..models.similarity import SimilarityFilter, Thumbnail, thumbnail
-from ..models.stream_model import Finished, Settings, StreamModel, fitted
+from ..models.stream_model import MAX_STEPS, Entry, Finished, fitted
 from ..pipeline.clock import NEVER, SECOND
 from ..pipeline.frame import Frame, Gap, VideoFrame
 from ..pipeline.pixels import to_rgb, with_rgb
+from ..pipeline.rows import Demand, Row
 from ..pipeline.stage import (
     Control,
     DeadlineMissed,
+    Flushed,
     In,
-    NoFields,
     Out,
     Outputs,
     Ports,
@@ -36,132 +35,31 @@ from ..pipeline.stage import (
     Stage,
     StageError,
 )
+from .diffusion_params import DiffusionOptions, DiffusionParams
+from .diffusion_rows import DiffusionRows, Step, Stream, make
 
 LATE = SECOND  # after capture, for pictures without a deadline
-MISSES = 3  # late pictures in a row before the stage does less
-RELIEF = 2 * SECOND  # how long it does less before it tries again
 CUT = 3 * SECOND  # between two pictures: the scene before is forgotten
+RATE_FIRST, RATE_OVER = 15, 60  # pictures that it is measured over at first, and later
+RATE_OFF = 0.2  # of the rate; a smaller change asks for no other share of the pool
 
 Image = NDArray[np.uint8]
 
 
-class DiffusionOptions(NoFields):
-    """Fixed at start."""
-
-    model: str = "tiny-restyle"
-    weights: Path | None = None
-    side: Annotated[
-        int, Field(ge=64, le=2048, description="The model draws about side² pixels a picture")
-    ] = 256
-    engine: stream_models.Engine = "auto"
-    device: str = "auto"
-    precision: stream_models.Precision = "auto"
-
-
-class DiffusionParams(BaseModel):
-    """Live parameters."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    prompt: Annotated[str, Field(title="Prompt", max_length=20_000)] = ""
-    negative_prompt: Annotated[
-        str, Field(title="Negative prompt", max_length=20_000, description="Counts when guidance is not 1")
-    ] = ""
-    blend_prompt: Annotated[str, Field(title="Second prompt", max_length=20_000)] = ""
-    blend: Annotated[float, Field(title="Blend", ge=0, le=1, description="Share of the second prompt")] = 0.0
-    strength: Annotated[float, Field(title="Strength", ge=0, le=1)] = 1.0
-    steps: Annotated[int, Field(title="Steps", ge=1, le=4)] = 1
-    guidance: Annotated[float, Field(title="Guidance", ge=0, le=4)] = 1.0
-    seed: Annotated[int, Field(title="Seed", ge=0, le=2**31 - 1)] = 0
-    skip_still: Annotated[bool, Field(title="Rest when nothing moves")] = True
-    follow_motion: Annotated[bool, Field(title="Less noise while things move")] = True
-    paused: Annotated[bool, Field(title="Pause")] = False
-
-    def settings(self, at_most: int) -> Settings:
-        """As the model takes them, with no more than `at_most` steps."""
-        return Settings(
-            self.prompt,
-            self.negative_prompt,
-            self.blend_prompt,
-            self.blend,
-            self.strength,
-            min(self.steps, at_most),
-            self.guidance,
-            self.seed,
-        )
-
-
-@dataclass(slots=True)
-class Row:
-    """One unit of device work of one stream: the next step of each of its pictures and the first of a new one."""
-
-    session: str
-    epoch: int
-    deadline: int
-    state: Any  # the stream's; the model reads it, only commit changes it
-    payload: Payload
-
-
 @dataclass(frozen=True, slots=True)
-class Payload:
-    """What enters with a row; no picture drains those on their way."""
+class Work:
+    """Pictures to draw, ready for the pool."""
 
-    picture: Image | None
-    frame: VideoFrame | None
-    noise: float
-
-
-class DiffusionRows:
-    """A StreamModel as a pool sees it: rows of many streams, one forward, a commit each."""
-
-    def __init__(self, model: StreamModel[Any, Any]) -> None:
-        self.model = model
-
-    def batch_key(self, row: Row) -> Hashable:
-        """Equal keys may share one forward."""
-        return self.model.name, row.state.size
-
-    def forward(self, rows: Sequence[Row]) -> list[tuple[list[Any], list[Any]]]:
-        """The model's steps and their results, for each row. Changes no state."""
-        plans = [self.model.rows(r.state, r.payload.picture, r.payload.frame, r.payload.noise) for r in rows]
-        results = self.model.forward([step for plan in plans for step in plan])
-        done: list[tuple[list[Any], list[Any]]] = []
-        for plan in plans:
-            done.append((plan, results[: len(plan)]))
-            results = results[len(plan) :]
-        return done
-
-    def commit(self, row: Row, result: tuple[list[Any], list[Any]]) -> list[Finished]:
-        """After success: the pictures that are finished."""
-        return self.model.commit(row.state, *result)
+    entry: Entry
+    frames: tuple[VideoFrame, ...]
+    stream: Stream
+    steps: int
+    deadline: int
 
 
 def _look(frame: VideoFrame) -> tuple[Image, Thumbnail]:
     rgb = to_rgb(frame)
     return rgb, thumbnail(rgb)
-
-
-def _prepare(model: StreamModel[Any, Any], state: Any, size: tuple[int, int], settings: Settings) -> Any:
-    """The stream's state for a size and settings: the same one with other settings, or a new one."""
-    if state is None or state.size != size:
-        return model.init_state(size, settings)
-    model.adjust(state, settings)
-    return state
-
-
-def _warm(options: DiffusionOptions) -> DiffusionRows:
-    """Load the weights and run once: the first forward of a process is many times slower."""
-    model = stream_models.load(
-        options.model,
-        options.weights,
-        engine=options.engine,
-        device=options.device,
-        precision=options.precision,
-    )
-    side = max(model.multiple, options.side // model.multiple * model.multiple)
-    state = model.init_state((side, side), Settings(steps=1))
-    model.forward(model.rows(state, np.zeros((side, side, 3), np.uint8)))
-    return DiffusionRows(model)
 
 
 class DiffusionStream(Stage):
@@ -170,36 +68,76 @@ class DiffusionStream(Stage):
     ports = Ports({"video": In(VideoFrame)}, {"video": Out(VideoFrame)})
     Options = DiffusionOptions
     Params = DiffusionParams
+    # with a camera of 30 fps: 22 fps, fewer steps, three quarters of the side, 15 fps
+    degrade = ("fps*0.75", "steps-1", "steps-1", "res*0.75", "fps*0.67", "passthrough")
 
     async def setup(self) -> None:
-        self.skipped = self.replaced = self.late = self.passed = 0  # pictures
-        self._mail: tuple[VideoFrame, Outputs] | None = None  # the newest picture that waits
+        self.skipped = self.replaced = self.thinned = self.late = self.passed = self.dropped = 0  # pictures
+        self._mail: list[VideoFrame] = []  # the newest that wait: one, or a chunk
+        self._out: Outputs | None = None
         self._wake, self._idle = asyncio.Event(), asyncio.Event()
         self._rows: DiffusionRows | None = None  # None while warming
-        self._state: Any = None
-        self._used: tuple[tuple[int, int], Settings] | None = None  # what _state was prepared for
+        self._name = ""
+        self._stream: Stream | None = None
         self._filter, self._motion = SimilarityFilter(), MotionNoise()
-        self._shown: Image | None = None  # the last picture that was drawn
+        self._shown: VideoFrame | None = None  # the last picture that was drawn
         self._forget = False  # before the next picture
         self._seen = NEVER  # pts of the last picture that was drawn
-        self._misses = 0
-        self._relief = 0  # 1: one step only; 2: pass through
-        self._until = 0
+        self._due = 0.0  # pictures owed at a lower frame rate
+        self._entered = 0  # entries of this scene
+        self._flying = 0
+        self._asked: tuple[float, int] = (0.0, 0)  # rate and steps that the pool was asked for
+        self._arrivals: list[int] = []  # pts
+        self._rate = 0.0  # Hz; 0 until it is measured
         if self.ctx.realtime:
             self._worker = asyncio.create_task(self._work(), name=f"{self.ctx.session}/{self.ctx.node}/draw")
         else:
             await self._load()
 
     async def _load(self) -> None:
+        """Load the weights, and run the shapes of a stream: the first forwards of a process are far slower."""
+        o, pool = self.options, self.ctx.pool()
+        args: dict[str, Any] = {
+            "model": o.model,
+            "weights": None if o.weights is None else str(o.weights),
+            "engine": o.engine,
+            "device": pool.device if o.device == "auto" else o.device,
+            "precision": o.precision,
+        }
+        self._name = "diffusion " + ",".join(str(v) for v in args.values() if v is not None)
         try:
-            self._rows = await self.ctx.pool().call(_warm, self.options)
-        except ValueError as e:
+            await pool.load(self._name, "penstock.stages.diffusion_rows:make", args)
+            rows = await pool.call(lambda: make(**args))  # the same weights, from this process's cache
+            side = max(rows.model.multiple, o.side // rows.model.multiple * rows.model.multiple)
+            settings = self.params.settings(MAX_STEPS)
+            stream = await pool.call(rows.stream, (side, side), settings)
+        except (ValueError, StageError) as e:
             raise StageError(f"{self.ctx.node}: {e}") from e
-        self.ctx.emit("diffusion.ready", model=self.options.model)
+        entry = Entry((np.zeros((side, side, 3), np.uint8),) * rows.model.chunk(0), (None,))
+        await pool.warm(self._name, lambda: Row(Step(entry, 0), state=stream))
+        self._rows = rows
+        self._ask()
+        self.ctx.emit("diffusion.ready", model=o.model)
+
+    def _ask(self) -> None:
+        """Ask the pool for this stream's share, once the camera's rate is known and whenever it changes.
+
+        A guess in its place would push others down their ladders, from which they come back slowly.
+        """
+        wish = self._rate, self.params.steps
+        if self._rows is None or not self._rate:
+            return
+        if abs(wish[0] - self._asked[0]) <= RATE_OFF * wish[0] and wish[1] == self._asked[1]:
+            return
+        self._asked = wish
+        try:
+            self.ctx.pool().admit(Demand(self._name, rate_hz=wish[0], forwards=wish[1]))
+        except StageError as e:  # with a ladder of its own that does not end in passthrough
+            self.ctx.emit("diffusion.overloaded", why=str(e))
 
     @property
     def busy(self) -> bool:
-        return self._mail is not None or bool(self._state and self._state.flights)
+        return bool(self._mail) or self._flying > 0
 
     # ------------------------------------------------------------ pictures in
 
@@ -208,19 +146,44 @@ class DiffusionStream(Stage):
         if self.params.paused:
             return None
         if not self.ctx.realtime:
-            return self._draw(frame, out)
+            return self._draw_file(frame, out)
         if self._worker.done():
             self._worker.result()  # raises what ended it: the supervisor restarts this stage
-        if self._rows is None or self._resting():
+        self._measure(frame)
+        quality = self.ctx.pool().quality
+        if self._rows is None or quality.passthrough:
             self.passed += 1
-            self._mail = None  # it would come after this one
+            self._mail.clear()  # it would come after this one
+            self._forget = True
             out.post("video", frame)
             return None
-        self.replaced += self._mail is not None
-        self._mail = frame, out
+        self._due += quality.fps
+        if self._due < 1:
+            self.thinned += 1
+            return None
+        self._due = min(self._due - 1, 1.0)
+        chunk = self._rows.model.chunk(self._entered)
+        self._mail.append(frame)
+        if over := len(self._mail) - chunk:
+            del self._mail[: max(0, over)]
+            self.replaced += max(0, over)
+        self._out = out
         self._idle.clear()
         self._wake.set()
         return None
+
+    def _measure(self, frame: VideoFrame) -> None:
+        """The camera's rate, from its own times; what the pool was asked for follows it."""
+        self._arrivals.append(frame.pts)
+        pictures = len(self._arrivals) - 1
+        if pictures < (RATE_OVER if self._rate else RATE_FIRST):
+            return
+        span = self._arrivals[-1] - self._arrivals[0]
+        self._arrivals = []
+        if span <= 0:
+            return
+        self._rate = min(240.0, pictures * SECOND / span)
+        self._ask()
 
     def gap(self, port: str, gap: Gap, out: Outputs) -> None:
         if gap.duration > CUT:  # a few lost frames are no other scene
@@ -228,16 +191,17 @@ class DiffusionStream(Stage):
 
     async def finish(self, out: Outputs) -> None:
         if self.ctx.realtime:
-            await self._idle.wait()  # the worker draws what is on its way
-        while not self.ctx.realtime and self._state is not None and self._state.flights:
-            self._post(await self._tick(None, None), out)
+            await self._idle.wait()  # what is on its way is drawn
+        elif self._mail:
+            await self._draw_chunk(out)
 
     async def control(self, message: Control) -> None:
         await super().control(message)
         if isinstance(message, SetParams):
             self._filter.reset()
+            self._ask()
             if self.params.paused:
-                self._mail = None
+                self._mail.clear()
                 self._forget = True  # what was on its way is out of date when it goes on
 
     async def close(self) -> None:
@@ -248,121 +212,156 @@ class DiffusionStream(Stage):
             if not worker.cancelled():
                 worker.exception()  # told by process(), if anybody still asks
 
-    # ------------------------------------------------------------ pictures out
+    # ------------------------------------------------------------ live
 
     async def _work(self) -> None:
         """Until cancelled. Nobody who waits for its idleness is left waiting when it fails."""
         try:
             await self._load()
-            await self._draw_mail()
+            async with asyncio.TaskGroup() as flights:
+                await self._take_mail(flights)
+        except ExceptionGroup as e:
+            raise e.exceptions[0] from e
         finally:
             self._idle.set()
 
-    async def _draw_mail(self) -> None:
-        """Live: draw what is in the mailbox; meanwhile and after, go on with pictures on their way."""
-        out: Outputs | None = None
-        while True:
-            if not self.busy:
-                self._wake.clear()
-                self._idle.set()
-                await self._wake.wait()
-                self._idle.clear()
-            mail, self._mail = self._mail, None
-            try:
-                if mail is not None:
-                    frame, out = mail
-                    await self._draw(frame, out)
-                elif out is not None and self._state is not None:
-                    self._post(await self._tick(None, None), out)
-            except DeadlineMissed:
-                self._missed()
-
-    async def _draw(self, frame: VideoFrame, out: Outputs) -> None:
-        """Let a picture enter, unless nothing has moved."""
+    async def _take_mail(self, flights: asyncio.TaskGroup) -> None:
+        """Begin with what waits as soon as there is room on the way; each goes its way in a task of its own."""
         assert self._rows is not None
-        pool, deadline = self.ctx.pool(), frame.deadline
-        rgb, thumb = await pool.call(_look, frame, deadline=deadline)
-        if self._seen != NEVER and frame.pts - self._seen > CUT:
-            self._forget = True
-        self._seen = frame.pts
-        size = fitted(frame.height, frame.width, self.options.side, self._rows.model.multiple)
-        settings = self.params.settings(at_most=1 if self._relief else 4)
-        if self._forget or (self._used is not None and self._used[0] != size):
-            self._clear()
-        if self._used != (size, settings):
-            self._state = await pool.call(_prepare, self._rows.model, self._state, size, settings)
-            self._used = size, settings
-            self._filter.reset()
-        noise = self._motion.update(thumb) if self.params.follow_motion else 0.5
-        if self.params.skip_still and self._filter.skip(thumb):
-            shown = self._shown
-            if shown is not None and shown.shape == rgb.shape and not self._state.flights:
-                self.skipped += 1
-                out.post("video", with_rgb(frame, shown))
-                return
-        try:
-            self._post(await self._tick(rgb, frame, noise), out)
-        except DeadlineMissed:
-            self._filter.reset()  # it was not drawn: nothing may be taken for it
-            raise
+        while True:
+            self._wake.clear()
+            chunk = self._rows.model.chunk(self._entered)
+            if len(self._mail) < chunk or self._flying >= self._room:
+                if not self._flying and len(self._mail) < chunk:
+                    self._idle.set()
+                await self._wake.wait()
+                continue
+            frames, self._mail = tuple(self._mail[:chunk]), self._mail[chunk:]
+            assert self._out is not None
+            self._flying += 1  # before it waits for anything: this picture is at work
+            try:
+                work = await self._begin(frames, self._out)
+            except DeadlineMissed:
+                self.late += len(frames)
+                work = None
+            if work is None:
+                self._flying -= 1
+            else:
+                name = f"{self.ctx.session}/{self.ctx.node}/picture"
+                flights.create_task(self._fly(work, self._out), name=name)
 
-    def _clear(self) -> None:
+    @property
+    def _room(self) -> int:
+        """Entries on their way at most: one a step, and one that joins when the first has ended."""
+        steps = self.params.steps
+        return steps + 1 if steps > 1 else 1
+
+    async def _fly(self, work: Work, out: Outputs) -> None:
+        try:
+            self._post(work, await self._run(work), out)
+        except DeadlineMissed:
+            self.late += len(work.frames)
+            self._filter.reset()  # it was not drawn: nothing may be taken for it
+        except Flushed:
+            pass
+        finally:
+            self._flying -= 1
+            self._wake.set()
+
+    async def _run(self, work: Work) -> list[Finished]:
+        """Through all steps. Raises: DeadlineMissed, Flushed, PoolFailed; no state has changed by the failed step."""
+        row = Row(
+            Step(work.entry, work.stream.scene),
+            state=work.stream,
+            deadline=work.deadline,
+            further=work.steps - 1,
+        )
+        return await self.ctx.pool().run(self._name, row)
+
+    # ------------------------------------------------------------ one entry
+
+    async def _begin(self, frames: tuple[VideoFrame, ...], out: Outputs) -> Work | None:
+        """Make pictures ready, unless nothing has moved: then the last drawing is shown again."""
+        assert self._rows is not None
+        pool, last = self.ctx.pool(), frames[-1]
+        deadline = min(f.deadline for f in frames) if self.ctx.realtime else NEVER
+        if deadline == NEVER and self.ctx.realtime:
+            deadline = last.pts + LATE
+        looks = [await pool.call(_look, frame, deadline=deadline) for frame in frames]
+        thumb = looks[-1][1]
+        if self._seen != NEVER and last.pts - self._seen > CUT:
+            self._forget = True
+        self._seen = last.pts
+        stream = await self._prepared(last)
+        noise = self._motion.update(thumb) if self.params.follow_motion else 0.5
+        shown = self._shown
+        if self.params.skip_still and self._filter.skip(thumb) and shown is not None:
+            same = (shown.height, shown.width) == (last.height, last.width)
+            if same and self._flying <= 1:  # itself
+                self.skipped += len(frames)
+                for frame in frames:
+                    out.post("video", with_rgb(frame, shown.image))
+                return None
+        self._entered += 1
+        wanted = self._rows.model.chunk(self._entered - 1)
+        images = [rgb for rgb, _ in looks]
+        if any(image.shape != images[-1].shape for image in images):
+            images = [images[-1]] * len(images)  # a camera that changes its size within a chunk
+        images += [images[-1]] * (wanted - len(images))
+        return Work(Entry(tuple(images), frames, noise), frames, stream, stream.settings.steps, deadline)
+
+    async def _prepared(self, frame: VideoFrame) -> Stream:
+        """The stream as it must be for this picture: its size, the present settings, its scene."""
+        assert self._rows is not None
+        pool, model, quality = self.ctx.pool(), self._rows.model, self.ctx.pool().quality
+        side = max(model.multiple, round(self.options.side * quality.scale))
+        size = fitted(frame.height, frame.width, side, model.multiple)
+        settings = self.params.settings(at_most=max(1, self.params.steps - quality.steps_less))
+        stream = self._stream
+        if stream is None or stream.size != size:
+            if stream is not None:
+                stream.forget(model)  # what is on its way has the old size
+            stream = self._stream = await pool.call(self._rows.stream, size, settings)
+            self._begin_scene()
+        elif self._forget:
+            stream.forget(model)
+            self._begin_scene()
+        if stream.settings != settings:
+            await pool.call(stream.adjust, model, settings)
+            self._filter.reset()
+        return stream
+
+    def _begin_scene(self) -> None:
         self._forget = False
+        self._entered = 0
+        self._shown = None
         self._filter.reset()
         self._motion.reset()
-        self._shown = None
-        if self._state is not None and self._rows is not None:
-            self._rows.model.reset(self._state)
 
-    async def _tick(self, rgb: Image | None, frame: VideoFrame | None, noise: float = 0.5) -> list[Finished]:
-        """One row: a step of each picture on its way. Raises: DeadlineMissed, and then nothing has changed."""
-        assert self._rows is not None
-        deadline = NEVER
-        if self.ctx.realtime:
-            waiting = [f.tag.deadline for f in self._state.flights]
-            deadline = min([*waiting, frame.deadline if frame is not None else NEVER])
-        row = Row(self.ctx.session, self.ctx.epoch, deadline, self._state, Payload(rgb, frame, noise))
-        try:
-            # a row pool will batch `forward` over sessions here; `commit` is pointers only
-            results = await self.ctx.pool().call(self._rows.forward, [row], deadline=deadline)
-        except DeadlineMissed:
-            self._rows.model.reset(self._state)  # pictures on their way are late too
-            raise
-        return self._rows.commit(row, results[0])
-
-    def _post(self, finished: Sequence[Finished], out: Outputs) -> None:
+    def _post(self, work: Work, finished: Sequence[Finished], out: Outputs) -> None:
         for done in finished:
             frame: VideoFrame = done.tag
-            age = self.ctx.clock.now() - frame.pts
-            if self.params.paused or self._forget:
-                continue
-            if self.ctx.realtime and (
-                self.ctx.clock.now() > frame.deadline or (frame.deadline == NEVER and age > LATE)
-            ):
-                self._missed()
-                continue
-            self._misses = 0
-            self._shown = done.picture
-            out.post("video", with_rgb(frame, done.picture))
+            now = self.ctx.clock.now()
+            if self.params.paused or self._forget or work.stream is not self._stream:
+                self.dropped += 1
+            elif self.ctx.realtime and now > work.deadline:
+                self.late += 1
+            elif self._shown is not None and frame.pts <= self._shown.pts:
+                self.dropped += 1  # a newer one with fewer steps came first
+            else:
+                self._shown = with_rgb(frame, done.picture)
+                out.post("video", self._shown)
 
-    # ------------------------------------------------------------ when it cannot keep up
+    # ------------------------------------------------------------ files: every picture, in order
 
-    def _missed(self) -> None:
-        """A picture came too late: after some in a row take one step only, then pass pictures through."""
-        self.late += 1
-        self._misses += 1
-        if self._misses < MISSES:
-            return
-        self._misses = 0
-        self._relief = 1 if self._relief == 0 and self.params.steps > 1 else 2
-        self._until = self.ctx.clock.now() + RELIEF
-        if self._relief == 2 and self._state is not None:
-            self._forget = True
-        self.ctx.emit("diffusion.overloaded", now="passthrough" if self._relief == 2 else "one step")
+    async def _draw_file(self, frame: VideoFrame, out: Outputs) -> None:
+        assert self._rows is not None
+        self._mail.append(frame)
+        if len(self._mail) >= self._rows.model.chunk(self._entered):
+            await self._draw_chunk(out)
 
-    def _resting(self) -> bool:
-        """Whether pictures pass through for now; the way back is one rung at a time."""
-        if self._relief and self.ctx.clock.now() >= self._until:
-            self._relief = 1 if self._relief == 2 and self.params.steps > 1 else 0
-            self._until = self.ctx.clock.now() + RELIEF
-        return self._relief == 2
+    async def _draw_chunk(self, out: Outputs) -> None:
+        frames, self._mail = tuple(self._mail), []
+        work = await self._begin(frames, out)
+        if work is not None:
+            self._post(work, await self._run(work), out)

@@ -102,7 +102,6 @@ def test_rows_batched_with_strangers_equal_rows_alone(model: TinyRestyle) -> Non
     for t in range(4):
         plans = [model.rows(s, f[t], t) for s, f in zip(states, streams, strict=True)]
         every = [row for plan in plans for row in plan]
-        assert len({model.key(row) for row in every}) == 1
         results = model.forward(every)
         for plan, state, other, frames in zip(plans, states, alone, streams, strict=True):
             mine, results = results[: len(plan)], results[len(plan) :]

@@ -1,0 +1,64 @@
+"""What `diffusion.stream` can be told: options fixed at start, parameters that change while it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from ..models import stream_models
+from ..models.stream_model import MAX_STEPS, Settings
+from ..pipeline.stage import NoFields
+
+
+class DiffusionOptions(NoFields):
+    """Fixed at start."""
+
+    model: str = "tiny-restyle"
+    weights: Path | None = None
+    side: Annotated[
+        int, Field(ge=64, le=2048, description="The model draws about side² pixels a picture")
+    ] = 256
+    engine: stream_models.Engine = "auto"
+    device: str = "auto"
+    precision: stream_models.Precision = "auto"
+
+    @field_validator("model")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        stream_models.check(name)
+        return name
+
+
+class DiffusionParams(BaseModel):
+    """Live parameters."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prompt: Annotated[str, Field(title="Prompt", max_length=20_000)] = ""
+    negative_prompt: Annotated[
+        str, Field(title="Negative prompt", max_length=20_000, description="Counts when guidance is not 1")
+    ] = ""
+    blend_prompt: Annotated[str, Field(title="Second prompt", max_length=20_000)] = ""
+    blend: Annotated[float, Field(title="Blend", ge=0, le=1, description="Share of the second prompt")] = 0.0
+    strength: Annotated[float, Field(title="Strength", ge=0, le=1)] = 1.0
+    steps: Annotated[int, Field(title="Steps", ge=1, le=MAX_STEPS)] = 1
+    guidance: Annotated[float, Field(title="Guidance", ge=0, le=4)] = 1.0
+    seed: Annotated[int, Field(title="Seed", ge=0, le=2**31 - 1)] = 0
+    skip_still: Annotated[bool, Field(title="Rest when nothing moves")] = True
+    follow_motion: Annotated[bool, Field(title="Less noise while things move")] = True
+    paused: Annotated[bool, Field(title="Pause")] = False
+
+    def settings(self, at_most: int) -> Settings:
+        """As the model takes them, with no more than `at_most` steps."""
+        return Settings(
+            self.prompt,
+            self.negative_prompt,
+            self.blend_prompt,
+            self.blend,
+            self.strength,
+            min(self.steps, at_most),
+            self.guidance,
+            self.seed,
+        )

@@ -1,0 +1,91 @@
+"""`diffusion.stream`'s models as a pool sees them: rows of many streams and steps, one forward, a commit each."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..models import stream_models
+from ..models.stream_model import Entry, Finished, Settings, StreamModel
+from ..pipeline.rows import Again, Row
+
+AnyModel = StreamModel[Any, Any, Any]
+
+
+@dataclass(slots=True)
+class Stream:
+    """One stream's state in a pool. `lock` keeps commits, on the pool's threads, from its owner's changes."""
+
+    state: Any  # the model's
+    size: tuple[int, int]  # the model's (height, width)
+    settings: Settings
+    scene: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def forget(self, model: AnyModel) -> None:
+        """Another scene begins: what is on its way will change nothing any more."""
+        with self.lock:
+            self.scene += 1
+            model.reset(self.state)
+
+    def adjust(self, model: AnyModel, settings: Settings) -> None:
+        """Other settings, from the next picture on."""
+        with self.lock:
+            model.adjust(self.state, settings)
+            self.settings = settings
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A row's payload: new pictures, or those on their way before their next step."""
+
+    work: Any  # an Entry, or the model's own
+    scene: int
+
+
+class DiffusionRows:
+    """A StreamModel as a RowModel."""
+
+    def __init__(self, model: AnyModel) -> None:
+        self.model = model
+
+    def stream(self, size: tuple[int, int], settings: Settings) -> Stream:
+        """A new one. Blocks: prompts are encoded, caches made."""
+        return Stream(self.model.init_state(size, settings), size, settings)
+
+    def batch_key(self, row: Row) -> Hashable:
+        """Pictures of one size share a forward, whatever their steps and prompts."""
+        return row.state.size
+
+    def forward(self, rows: Sequence[Row]) -> list[tuple[Any, Any]]:
+        """Each row's step and its result. Changes no state."""
+        steps: list[Any] = []
+        for row in rows:
+            state, work = row.state.state, row.payload.work
+            flight = self.model.enter(state, work) if isinstance(work, Entry) else work
+            steps.append(self.model.row(state, flight))
+        return list(zip(steps, self.model.forward(steps), strict=True))
+
+    def commit(self, row: Row, result: tuple[Any, Any]) -> list[Finished] | Again:
+        """After success: the next step, or the pictures that are finished; none when their scene is over."""
+        stream: Stream = row.state
+        with stream.lock:
+            if row.payload.scene != stream.scene:
+                return []
+            after = self.model.advance(stream.state, *result)
+        return after if isinstance(after, list) else Again(Step(after, row.payload.scene))
+
+
+def make(
+    model: str,
+    weights: str | None,
+    engine: stream_models.Engine,
+    device: str,
+    precision: stream_models.Precision,
+) -> DiffusionRows:
+    """A pool's factory. Raises: ValueError in words, ModuleNotFoundError without the extra `hub`."""
+    path = None if weights is None else Path(weights)
+    return DiffusionRows(stream_models.load(model, path, engine=engine, device=device, precision=precision))
