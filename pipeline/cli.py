@@ -284,6 +284,31 @@ def netlab(
     asyncio.run(lab.serve(server, written, port=port, seed=seed, on_ready=on_ready))
 
 
+Url = Annotated[str, typer.Option(help="the running server")]
+Token = Annotated[str, typer.Option(envvar="PENSTOCK_TOKEN", help="as the server asks", show_default=False)]
+
+
+@app.command()
+def top(
+    url: Url = "http://127.0.0.1:8080",
+    token: Token = "",
+    every: Annotated[str, typer.Option(help="time between two readings")] = "1s",
+    once: Annotated[bool, typer.Option("--once", help="one reading, then end")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object a reading")] = False,
+) -> None:
+    """Watch a running server: each session's nodes, the pools, the loop. Ctrl-C ends."""
+    from .clock import MS, MonotonicClock
+    from .top import watch
+
+    try:
+        period = parse_duration(every)
+    except ValueError as e:
+        raise typer.BadParameter(str(e), param_hint="--every") from e
+    if period < 100 * MS:
+        raise typer.BadParameter(f"{every} is too short; at least 100ms", param_hint="--every")
+    asyncio.run(watch(url, token, MonotonicClock(), out, every=period, once=once, as_json=as_json))
+
+
 @app.command()
 def stages() -> None:
     """List the stages that `use:` may name, with their ports."""

@@ -54,6 +54,19 @@ class NodePool:
         self._update()
         return self._ladder.quality
 
+    @property
+    def name(self) -> str:
+        return self._pool.name
+
+    @property
+    def rung(self) -> tuple[int, int]:
+        """How far down its ladder the node stands, and how long the ladder is."""
+        return self._ladder.level, len(self._ladder.levels) - 1
+
+    def stats(self) -> dict[str, Any]:
+        """Of the whole pool, see `DevicePool.stats`."""
+        return self._pool.stats()
+
     async def call(self, fn: Callable[..., T], *args: object, deadline: int = NEVER) -> T:
         """Run a blocking function off the loop. Raises: DeadlineMissed when it could not start in time."""
         return await self._pool.call(fn, *args, deadline=deadline)

@@ -52,7 +52,8 @@ class DevicePool:
     def stats(self) -> dict[str, Any]:
         """For people and dashboards; times in ms, utilisation 1.0 = all the device can do."""
         rows, calls = self.rows.stats, self.threads.stats
-        forwards = sum(rows.batches.values())
+        batches = dict(rows.batches)  # at once: threads add to it
+        forwards = sum(batches.values())
         return {
             "kind": self.plan.kind,
             "device": self.plan.device,
@@ -61,7 +62,8 @@ class DevicePool:
             "admitted": round(self.rows.admissions.utilisation(), 3),
             "rows": {name: getattr(rows, name) for name in ENDS},
             "forwards": forwards,
-            "rows_per_forward": round(sum(n * k for n, k in rows.batches.items()) / max(forwards, 1), 2),
+            "batches": {str(size): n for size, n in sorted(batches.items())},
+            "rows_per_forward": round(sum(size * n for size, n in batches.items()) / max(forwards, 1), 2),
             "forward_ms": round(rows.busy / max(forwards, 1) / MS, 2),
             "calls": {"done": calls.done, "missed": calls.missed, "failed": calls.failed},
             "restarts": self.backend.restarts,

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
 from .clock import SECOND, Clock
@@ -99,6 +99,16 @@ class Runner:
                 emit=self.emit,
             )
         return view
+
+    @property
+    def pools(self) -> Collection[NodePool]:
+        """The pools that the stage has asked for."""
+        return self._views.values()
+
+    @property
+    def late(self) -> int:
+        """Frames and rows of this node that died of their deadline."""
+        return self.missed + sum(edge.lost["late"] for edge in self.inputs)
 
     def _row_epoch(self) -> int:
         """Of the frame that is being processed, which a flush may have overtaken; else the present one."""

@@ -25,7 +25,7 @@ from .pools import DevicePool, Pools
 from .replacement import Replace
 from .runner import CriticalFailure, Runner
 from .stage import Flush, SetParams, Stage, StageError
-from .stats import NodeRates, node_stats
+from .stats import Lateness, NodeRates, node_stats, pool_stats
 
 log = logging.getLogger(__name__)
 
@@ -165,10 +165,14 @@ class Session:
             log.error("session %s ends: %s", self.id, self.failure)
 
     async def _watch(self) -> None:
+        lateness = Lateness()
         while True:
             await self.clock.sleep(SECOND)
+            now = self.clock.now()
             for runner in self.runners.values():
-                runner.end_hang(self.clock.now())
+                runner.end_hang(now)
+                if late := lateness.due(runner, now):
+                    self.notify(runner.node, "late", {"count": late, "total": runner.late}, now)
 
     # ------------------------------------------------------------ building
 
@@ -347,6 +351,7 @@ class Session:
         ]
         return {
             "nodes": nodes,
+            "pools": pool_stats(self.runners.values()),
             "session": {
                 "id": self.id,
                 "graph": self.plan.name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from .clock import MS, SECOND
@@ -9,6 +10,7 @@ from .clock import MS, SECOND
 if TYPE_CHECKING:
     from .runner import Runner
 
+EVERY = 5 * SECOND  # between two `late` events of a node
 LEAST_WINDOW = 250 * MS  # several readers may ask at once; each then sees the same rates
 
 
@@ -51,6 +53,27 @@ def percentile_ms(ages: list[int], q: float) -> float:
     return 0.0
 
 
+def pool_stats(runners: Iterable[Runner]) -> dict[str, dict[str, Any]]:
+    """By name: what all sessions together do in the pools that these nodes use."""
+    return {pool.name: pool.stats() for runner in runners for pool in runner.pools}
+
+
+class Lateness:
+    """Tells of nodes whose frames die of their deadline: at once, then every `EVERY` while it goes on."""
+
+    def __init__(self) -> None:
+        self._told: dict[str, tuple[int, int]] = {}  # node → frames told of, when
+
+    def due(self, runner: Runner, now: int) -> int:
+        """Late frames to tell of now: those since the last time; 0 for none."""
+        late = runner.late
+        told, at = self._told.get(runner.node, (0, -EVERY))
+        if late == told or now - at < EVERY:
+            return 0
+        self._told[runner.node] = (late, now)
+        return late - told
+
+
 def node_stats(runner: Runner, rates: NodeRates, now: int) -> dict[str, Any]:
     """One row of `stats` (docs/protocol.md)."""
     edges = runner.inputs
@@ -63,6 +86,7 @@ def node_stats(runner: Runner, rates: NodeRates, now: int) -> dict[str, Any]:
         for reason, n in edge.lost.items():
             lost[reason] = lost.get(reason, 0) + n
     late = lost.pop("late", 0) + runner.missed
+    level, rungs = max((pool.rung for pool in runner.pools), default=(0, 0))
     lost.pop("thinned", 0)  # asked for in the graph: no loss
     flushed = lost.pop("flushed", 0)  # a barge-in's work
     return {
@@ -76,6 +100,9 @@ def node_stats(runner: Runner, rates: NodeRates, now: int) -> dict[str, Any]:
         "queue": sum(len(e.queue) for e in edges),
         "busy_pct": round(rates.busy_pct, 1),
         "frames": count,
+        "pool": ", ".join(sorted(pool.name for pool in runner.pools)),
+        "level": level,  # how far down its ladder it stands; 0: full quality
+        "levels": rungs,
         "restarts": runner.restarts,
         "state": runner.state,
         "error": runner.error,

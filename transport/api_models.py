@@ -130,6 +130,7 @@ class GraphDetail(GraphRow):
 
 class Figures(BaseModel):
     nodes: list[dict[str, Any]]
+    pools: dict[str, Any] = Field(description="by name, of all sessions together")
     session: dict[str, Any]
 
 

@@ -79,13 +79,21 @@ class Metrics(Collector):
         totals = Counter(self._ended)
         fps: Counter[tuple[str, str]] = Counter()
         age: dict[tuple[str, str], float] = {}
+        level: Counter[tuple[str, str]] = Counter()
         for live in running:
             for row in live.session.stats()["nodes"]:
                 at = (live.graph, row["name"])
                 fps[at] += row["fps"]
+                level[at] = max(level[at], row["level"])
                 age[at] = max(age.get(at, 0.0), row["age_p95_ms"])
                 for name in TOTALS:
                     totals[(*at, name)] += row[name]
+        rung = GaugeMetricFamily(
+            "penstock_node_rung", "How far down its degrade ladder, the worst session", labels=labels
+        )
+        for at, value in level.items():
+            rung.add_metric(at, value)
+        yield rung
         rate = GaugeMetricFamily("penstock_node_fps", "Frames per second, all sessions", labels=labels)
         for at, value in fps.items():
             rate.add_metric(at, value)
@@ -114,6 +122,28 @@ class Metrics(Collector):
         yield CounterMetricFamily("penstock_loop_blocks", "Times the loop was blocked", value=watchdog.blocks)
 
     def _pool_figures(self) -> Iterator[Metric]:
+        pools = {name: pool.stats() for name, pool in self._pools().items()}
+        for key, about in (
+            ("utilisation", "Share of what the device can do that rows took in the last seconds"),
+            ("admitted", "Share of it that is promised to sessions"),
+            ("waiting", "Rows and calls that wait"),
+            ("restarts", "Worker processes that were replaced"),
+        ):
+            gauge = GaugeMetricFamily(f"penstock_pool_{key}", about, labels=["pool"])
+            for name, stats in pools.items():
+                gauge.add_metric([name], stats[key])
+            yield gauge
+        ends = CounterMetricFamily("penstock_pool_rows", "Rows by how they ended", labels=["pool", "end"])
+        sizes = CounterMetricFamily(
+            "penstock_pool_forwards", "Forwards by rows in one", labels=["pool", "rows"]
+        )
+        for name, stats in pools.items():
+            for end, n in stats["rows"].items():
+                ends.add_metric([name, end], n)
+            for rows, n in stats["batches"].items():
+                sizes.add_metric([name, rows], n)
+        yield ends
+        yield sizes
         labels = ["pool", "work", "figure"]
         family = GaugeMetricFamily("penstock_pool", "Counts of a pool; busy is in ns", labels=labels)
         for name, pool in self._pools().items():

@@ -51,7 +51,7 @@ class Card {
     this.show({});
   }
 
-  show({ fps, age_ms: age, age_p95_ms: p95, drops, late, state, busy_pct: busy }) {
+  show({ fps, age_ms: age, age_p95_ms: p95, drops, late, state, busy_pct: busy, level = 0, levels = 0, about }) {
     this.#cells.fps.textContent = round(fps, fps < 10 ? 1 : 0);
     this.#cells.age.textContent = round(age);
     this.#cells.drops.textContent = many(drops);
@@ -60,8 +60,9 @@ class Card {
       const value = key === "drops" ? drops : late;
       this.#cells[key].className = value > 0 ? "hot" : "zero";
     }
-    this.#cells.age.parentElement.title = `ms since capture, mean; 95 in 100 are under ${round(p95)}`;
-    const word = state ?? "idle";
+    if (!about) this.#cells.age.parentElement.title = `ms since capture, mean; 95 in 100 are under ${round(p95)}`;
+    const word = level > 0 && TONES[state] === "good" ? "degraded" : state ?? "idle";
+    if (about || levels > 0) this.element.title = about ?? `quality: ${level ? `rung ${level} of ${levels} down its ladder` : "full"}`;
     this.element.dataset.tone = fps > 0 || TONES[word] !== "good" ? TONES[word] ?? "calm" : "calm";
     this.#dot.title = busy === undefined ? word : `${word}, busy ${round(busy)} % of the time`;
     this.#dot.setAttribute("role", "img");
@@ -84,9 +85,11 @@ export class Figures {
   #empty = this.#list.firstElementChild;
   #cards = new Map();
   #last = {};
+  #pools = new Map(); // by name, what was done at the last reading
 
   build(nodes) {
     this.#last = {};
+    this.#pools.clear();
     this.#cards = new Map(nodes.map(({ name, use }) => [name, new Card(name, use)]));
     const here = new Card("page", "what this browser shows: received frames, ms in its jitter buffer, packets lost");
     this.#cards.set("\0page", here);
@@ -102,6 +105,29 @@ export class Figures {
 
   show(stats) {
     for (const node of stats.nodes ?? []) this.#cards.get(node.name)?.show(node);
+    for (const [name, pool] of Object.entries(stats.pools ?? {})) this.#pool(name, pool);
+  }
+
+  /** A pool's card comes with its first row: rows of all sessions, their forwards, what missed. */
+  #pool(name, { rows, rows_per_forward: batch, forward_ms: ms, utilisation, admitted, waiting }) {
+    const key = `\0pool ${name}`;
+    const done = rows.done;
+    if (!this.#cards.has(key)) {
+      if (!done) return;
+      const card = new Card(`pool ${name}`, "rows a second of all sessions, ms a forward, rows failed, rows too late");
+      this.#cards.set(key, card);
+      this.#list.style.setProperty("--cards", this.#cards.size);
+      this.#list.append(card.element);
+    }
+    const now = performance.now();
+    const before = this.#pools.get(name) ?? { done, at: now - 1000 };
+    this.#pools.set(name, { done, at: now });
+    this.#cards.get(key).show({
+      fps: ((done - before.done) * 1000) / Math.max(now - before.at, 1),
+      age_ms: ms, drops: rows.failed, late: rows.missed, busy_pct: utilisation * 100,
+      state: done > before.done ? "running" : "idle",
+      about: `${round(batch, 1)} rows a forward, ${round(utilisation * 100)} % busy, ${round(admitted * 100)} % promised, ${waiting} waiting`,
+    });
   }
 
   /** `received()` of the link; the buffer's delay is the mean since the call before. */

@@ -1,0 +1,111 @@
+"""`penstock top`: what it reads from a server, what it shows, what it says when there is none."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from typing import Any
+
+import aiohttp
+import pytest
+from client import serving, until
+from graphs import STAGES, compile_test
+from penstock.pipeline.clock import SECOND, MonotonicClock
+from penstock.pipeline.frame import Frame, TokenFrame
+from penstock.pipeline.rows import Row
+from penstock.pipeline.stage import In, Out, Outputs, Ports, Stage, StageError
+from penstock.pipeline.top import picture, watch
+from penstock.transport.access import Access
+from penstock.transport.remote import Remote
+from rich.console import Console
+from row_models import Counting
+
+
+class Summing(Stage):
+    """Sends one row for each token."""
+
+    ports = Ports(inputs={"text": In(TokenFrame)}, outputs={"text": Out(TokenFrame, "token")})
+    degrade = ("steps-1", "passthrough")
+
+    async def setup(self) -> None:
+        self.state = {"sum": 0}
+        await self.ctx.pool().load("count", Counting)
+
+    async def process(self, port: str, frame: Frame, out: Outputs) -> None:
+        total = await self.ctx.pool().run("count", Row({"n": 1}, state=self.state))
+        await out.send("text", TokenFrame(pts=frame.pts, text=str(total)))
+
+
+GRAPH = """
+penstock: 1
+graph: sums
+nodes:
+  src:  {use: test.tokens, frames: 100000}
+  sums: {use: test.summing, in: src.text}
+  out:  {use: test.sink, in: {text: [sums.text]}}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _stage() -> Any:  # pyright: ignore[reportUnusedFunction]
+    STAGES["test.summing"] = Summing
+    yield
+    del STAGES["test.summing"]
+
+
+def shown(snapshot: dict[str, Any]) -> str:
+    console = Console(file=io.StringIO(), width=160)
+    console.print(picture(snapshot))
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.mark.net
+def test_it_shows_sessions_nodes_and_pools_of_a_running_server(capsys: pytest.CaptureFixture[str]) -> None:
+    async def main() -> dict[str, Any]:
+        async with serving({"sums": compile_test(GRAPH)}, access=Access(token="sesame")) as server:
+            headers = {"Authorization": "Bearer sesame"}
+            async with aiohttp.ClientSession(server.url, headers=headers) as http:
+                await http.post("/sessions", json={"graph": "sums"})
+            (live,) = server.desk.running()
+            await until(lambda: live.session.runners["sums"].processed > 3)
+            async with Remote(server.url, "sesame") as daemon:
+                snapshot = await daemon.snapshot()
+            with pytest.raises(StageError, match="asks for a token"):
+                async with Remote(server.url) as daemon:
+                    await daemon.snapshot()
+            console = Console(file=io.StringIO())
+            clock = MonotonicClock()
+            await watch(server.url, "sesame", clock, console, every=SECOND, once=True, as_json=True)
+            return snapshot
+
+    snapshot = asyncio.run(main())
+    (session,) = snapshot["sessions"]
+    assert [node["name"] for node in session["nodes"]] == ["src", "sums", "out"]
+    assert session["nodes"][1]["pool"] == "main"
+    assert session["nodes"][1]["levels"] == 2
+    assert snapshot["pools"]["main"]["rows"]["done"] > 0
+    assert sum(snapshot["pools"]["main"]["batches"].values()) == snapshot["pools"]["main"]["forwards"]
+    text = shown(snapshot)
+    for word in ("1 session ", "sums", "0/2", "main (thread, auto)", "loop lag"):
+        assert word in text
+    assert json.loads(capsys.readouterr().out)["server"]["sessions"] == 1
+
+
+def test_an_empty_server_and_a_crowded_one_are_shown() -> None:
+    server = {"url": "http://x", "sessions": 0, "loop_lag_ms": 0.0, "longest_block_ms": 0.0}
+    assert "no session runs" in shown({"server": server, "sessions": [], "pools": {}})
+    assert "and 40 more sessions" in shown({"server": server | {"sessions": 40}, "sessions": [], "pools": {}})
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [("http://127.0.0.1:9", "no server answers"), ("ftp://127.0.0.1", "no address of a server")],
+)
+def test_where_no_server_answers_that_is_said(url: str, words: str) -> None:
+    async def main() -> None:
+        async with Remote(url) as daemon:
+            await daemon.snapshot()
+
+    with pytest.raises(StageError, match=words):
+        asyncio.run(main())
