@@ -2,6 +2,8 @@
 # make test    set everything up and run all tests
 # make check   tests, lint, format, types, import rules
 # make bench AREA=studio   one benchmark; JSON lines, the summary last
+# make soak    ten minutes of sessions that stay, come and go: does anything grow?
+# make audit   known vulnerabilities of what is installed; make sbom writes sbom.json (CycloneDX)
 
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -12,7 +14,7 @@ PORT ?= 8080
 # this exact version first: a range would pull another build and gigabytes with it
 TORCH := torch==2.13.0
 
-.PHONY: run test test-fast check fix bench clean
+.PHONY: run test test-fast check fix bench audit sbom soak clean
 
 run: $(VENV)/.run
 	@exec $(BIN)/penstock serve --port $(PORT)
@@ -51,8 +53,17 @@ $(VENV)/.run: $(VENV)/.torch pyproject.toml
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
-	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[espeak,hub,test,dev]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[espeak,hub,broker,test,dev]'
 	@touch $@ $(VENV)/.run
+
+audit: $(VENV)/.dev
+	@$(BIN)/python deploy/supply/audit.py check
+
+sbom: $(VENV)/.dev
+	@$(BIN)/python deploy/supply/audit.py sbom sbom.json
+
+soak: $(VENV)/.dev
+	@$(BIN)/python benchmarks/soak.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -96,8 +96,9 @@ async def longest_gap(*, reload: bool) -> float:
 
 async def broker_restarts(times: int) -> dict[str, int]:
     """Messages published, and those that a persistent reader never got."""
+    from broker import RealBroker
     from penstock.transport.mqtt import Message, MqttLink, parse_broker
-    from test_mqtt import HastyClock, RealBroker
+    from test_mqtt import HastyClock
 
     with tempfile.TemporaryDirectory() as folder:
         broker = RealBroker(Path(folder))

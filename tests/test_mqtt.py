@@ -1,28 +1,26 @@
 from __future__ import annotations
 
 import asyncio
-import getpass
+import gc
 import json
-import shutil
 import socket
-import subprocess
+import warnings
 from pathlib import Path
 from typing import Any
 
-import aiomqtt
 import pytest
+from broker import Authority, RealBroker
 from client import serving, until
 from graphs import compile_test, sink_of
 from penstock.pipeline.clock import MonotonicClock
 from penstock.pipeline.errors import GraphError
 from penstock.pipeline.secret import redacted, resolve
 from penstock.pipeline.stage import StageError
+from penstock.transport import demo_broker
 from penstock.transport.mqtt import OUTBOX, Message, MqttLink, parse_broker
 from penstock.transport.mqtt_bridge import MqttBridge
 
 pytestmark = pytest.mark.net
-
-MOSQUITTO = shutil.which("mosquitto", path="/usr/sbin:/usr/bin:/usr/local/sbin")
 
 GRAPH = """
 penstock: 1
@@ -35,54 +33,6 @@ nodes:
   out:   {use: test.sink, in: {audio: voice.audio, text: bell.event}}
 events: {mqtt: %s, emit: %s}
 """
-
-
-class RealBroker:
-    """A Mosquitto that can be stopped and started again; it remembers sessions and retained messages."""
-
-    def __init__(self, folder: Path) -> None:
-        if MOSQUITTO is None:
-            pytest.skip("needs mosquitto (package mosquitto)")
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
-        passwords = folder / "passwords"
-        tool = shutil.which("mosquitto_passwd")
-        assert tool is not None
-        subprocess.run(
-            [tool, "-b", "-c", str(passwords), "penstock", "s3cret"], check=True, capture_output=True
-        )
-        passwords.chmod(0o644)
-        self.config = folder / "mosquitto.conf"
-        self.config.write_text(
-            f"listener {self.port} 127.0.0.1\nallow_anonymous false\npassword_file {passwords}\n"
-            f"persistence true\npersistence_location {folder}/\nlog_dest none\nuser {getpass.getuser()}\nmax_queued_messages 0\n"
-        )
-        self.process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def url(self) -> str:
-        return f"mqtt://penstock:s3cret@127.0.0.1:{self.port}/house"
-
-    async def start(self) -> None:
-        assert MOSQUITTO is not None
-        self.process = subprocess.Popen(  # noqa: ASYNC220 - returns at once
-            [MOSQUITTO, "-c", str(self.config)], stderr=subprocess.DEVNULL
-        )
-
-        def listens() -> bool:
-            with socket.socket() as s:
-                return s.connect_ex(("127.0.0.1", self.port)) == 0
-
-        await until(listens)
-
-    async def stop(self) -> None:
-        if self.process is not None:
-            self.process.terminate()
-            await asyncio.to_thread(self.process.wait, 10)
-            self.process = None
-
-    def client(self, **more: Any) -> aiomqtt.Client:
-        return aiomqtt.Client("127.0.0.1", self.port, username="penstock", password="s3cret", **more)
 
 
 class HastyClock(MonotonicClock):
@@ -244,3 +194,77 @@ def test_secrets_are_found_and_never_told(tmp_path: Path):
     with pytest.raises(StageError) as caught:
         parse_broker("ftp://a:hush@h")
     assert "hush" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("mutual", [False, True])
+def test_events_go_out_over_tls_to_a_broker_with_an_authority_of_its_own(tmp_path: Path, mutual: bool):
+    async def main() -> None:
+        authority = Authority(tmp_path, mutual=mutual)
+        broker = RealBroker(tmp_path, authority)
+        await broker.start()
+        url = broker.url
+        if mutual:
+            cert, key = authority.issue("daemon", tmp_path)
+            url += f"&cert={cert}&key={key}"
+        link = MqttLink(parse_broker(url), HastyClock(), lambda verb, payload: None)
+        link.start()
+        stranger = MqttLink(
+            parse_broker(f"mqtts://localhost:{broker.port}?ca={Authority(tmp_path).path}"),
+            HastyClock(),
+            lambda verb, payload: None,
+        )
+        stranger.start()
+        try:
+            link.publish(Message("house/n", b"1"))
+            await until(lambda: link.sent == 1)
+            assert not stranger.connected  # it does not trust this broker, and says nothing to it
+        finally:
+            await stranger.stop()
+            await link.stop()
+            await broker.stop()
+
+    asyncio.run(main())
+    with warnings.catch_warnings():  # paho forgets the socket of a handshake that failed
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+
+
+def test_certificates_that_are_none_are_told_at_the_start(tmp_path: Path):
+    (tmp_path / "ca").write_text("nothing of the kind")
+    for url, words in (
+        (f"mqtts://h?ca={tmp_path}/nowhere", "nowhere cannot be used: No such file"),
+        (f"mqtts://h?ca={tmp_path}/ca", "ca cannot be used"),
+        (f"mqtts://h?cert={tmp_path}/ca", "its key cannot be used"),
+        ("mqtt://h?ca=x", "belong to mqtts"),
+        ("mqtts://h?cacert=x", "cacert= is unknown; known: ca, cert, key"),
+    ):
+        with pytest.raises(StageError, match=words):
+            MqttLink(parse_broker(url), MonotonicClock(), lambda verb, payload: None)
+
+
+def test_the_demo_broker_shows_what_is_published():
+    pytest.importorskip("amqtt", reason="needs the package amqtt (extra broker)")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+
+    async def main() -> None:
+        got: list[tuple[str, str]] = []
+        ready = asyncio.Event()
+        task = asyncio.create_task(
+            demo_broker.serve(port, lambda url: ready.set(), lambda topic, text: got.append((topic, text)))
+        )
+        await asyncio.wait_for(ready.wait(), 10)
+        link = MqttLink(
+            parse_broker(f"mqtt://127.0.0.1:{port}/home"), HastyClock(), lambda verb, payload: None
+        )
+        link.start()
+        link.publish(Message("home/door", b"open"))
+        await until(lambda: ("home/door", "open") in got)
+        with pytest.raises(StageError, match=f"cannot listen on 127.0.0.1 port {port}"):
+            await demo_broker.serve(port, print, print)
+        await link.stop()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(main())

@@ -38,11 +38,13 @@ class Broker:
     password: str | None = field(default=None, repr=False)
     tls: bool = False
     ca: str | None = None
+    cert: str | None = None  # ours, where the broker wants one
+    key: str | None = None
     prefix: str = "penstock"
 
 
 def parse_broker(url: str) -> Broker:
-    """`mqtts://user:pass@host:8883/prefix?ca=/path`. Raises: StageError without the secrets."""
+    """`mqtts://user:pass@host:8883/prefix?ca=/path&cert=/path&key=/path`. Raises: StageError without the secrets."""
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -54,15 +56,38 @@ def parse_broker(url: str) -> Broker:
     prefix = parts.path.strip("/") or "penstock"
     if any(c in prefix for c in "+#"):
         raise StageError(f"the topic prefix {prefix!r} must not hold + or #")
+    query = {key: values[0] for key, values in parse_qs(parts.query, keep_blank_values=True).items()}
+    if unknown := sorted(set(query) - {"ca", "cert", "key"}):
+        raise StageError(f"the MQTT URL's ?{unknown[0]}= is unknown; known: ca, cert, key")
+    if query and not tls:
+        raise StageError("?ca=, cert= and key= belong to mqtts://; mqtt:// is without TLS")
     return Broker(
         host=parts.hostname,
         port=port or (8883 if tls else 1883),
         user=unquote(parts.username) if parts.username else None,
         password=unquote(parts.password) if parts.password else None,
         tls=tls,
-        ca=parse_qs(parts.query).get("ca", [None])[0],
+        ca=query.get("ca"),
+        cert=query.get("cert"),
+        key=query.get("key"),
         prefix=prefix,
     )
+
+
+def tls_context(broker: Broker) -> ssl.SSLContext | None:
+    """Checks the broker's certificate and name; None without TLS. Raises: StageError for files that are no
+    certificates."""
+    if not broker.tls:
+        return None
+    path = broker.ca
+    try:
+        context = ssl.create_default_context(cafile=path)
+        if broker.cert:
+            path = f"{broker.cert} and {broker.key or 'its key'}"
+            context.load_cert_chain(broker.cert, broker.key)
+    except (OSError, ssl.SSLError) as e:
+        raise StageError(f"the MQTT broker's {path} cannot be used: {e.strerror or e}") from e
+    return context
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +106,7 @@ class MqttLink:
         self.connected = False
         self.lost = 0  # messages that found no room
         self.sent = 0
+        self._tls = tls_context(broker)
         self._clock = clock
         self._on_command = on_command
         self._outbox: deque[Message] = deque()
@@ -144,7 +170,7 @@ class MqttLink:
             username=broker.user,
             password=broker.password,
             will=aiomqtt.Will(f"{broker.prefix}/status", b"offline", 1, True),
-            tls_context=ssl.create_default_context(cafile=broker.ca) if broker.tls else None,
+            tls_context=self._tls,
             max_queued_incoming_messages=256,
             timeout=5,
             keepalive=15,
