@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from . import broker_command, library, logs, notify, service_commands, token_commands
+from . import broker_command, edge_command, library, logs, notify, service_commands, token_commands
 from .errors import GraphError
 from .stage import StageError
 from .units import parse_duration
@@ -31,6 +31,7 @@ app = typer.Typer(
 app.add_typer(service_commands.app, name="service")
 app.add_typer(token_commands.app, name="token")
 app.command()(broker_command.broker)
+app.command()(edge_command.edge)
 out = Console()
 err = Console(stderr=True)
 

@@ -15,9 +15,10 @@ from aiortc import RTCDataChannel
 
 from ..pipeline.clock import SECOND, Clock
 from ..pipeline.graph import Plan
-from ..pipeline.session import Binding, Session
+from ..pipeline.session import Binding, Session, SessionEvent
 from .caller import LOCAL, Caller
 from .datachannel import Back, ControlChannel
+from .focus import Focus
 from .line import Line
 from .peer import LEFT, Peer, PeerFactory
 from .webrtc_stages import WebRtcIn, WebRtcOut
@@ -94,6 +95,9 @@ class LiveSession:
         self.channel = ControlChannel(
             self.session, session_id, plan.name, clock, chat=self.line.chat.put_nowait, resume=self.resume
         )
+        self.focus = Focus(
+            session_id, plan, clock, self.channel.send, lambda: self.line.video_out is not None
+        )
         self._live_audio = hears_live(plan)
         self._within = resume
         self._until = clock.now() + longest if longest else None
@@ -106,7 +110,7 @@ class LiveSession:
         self._unlisten: Callable[[], None] = lambda: None
 
     def _bind_in(self, options: Any, params: Any) -> WebRtcIn:
-        return WebRtcIn(options, params, self.line)
+        return WebRtcIn(options, params, self.line, self.focus.stills)
 
     def _bind_out(self, options: Any, params: Any) -> WebRtcOut:
         return WebRtcOut(options, params, self.line, self.channel, self._live_audio)
@@ -131,9 +135,7 @@ class LiveSession:
         """Start the graph and answer the offer. Raises: OfferError, StageError; then all is closed."""
         try:
             answer = await self._connect(sdp, None)
-            self._unlisten = self.session.listen(
-                lambda event: self.channel.event(event.node, event.name, event.fields, event.pts)
-            )
+            self._unlisten = self.session.listen(self._event)
             await self.session.start()
         except BaseException:
             await self.close("not started")
@@ -178,10 +180,15 @@ class LiveSession:
             channel.on("close", lambda: self.channel.closed(channel))
             self.channel.opened(channel, back)
 
-        return {"penstock": control}
+        return {"penstock": control, "penstock-rt": self.focus.opened}
 
     def _message(self, message: str | bytes) -> None:
-        self.channel.receive(message)
+        if not self.focus.receive(message):
+            self.channel.receive(message)
+
+    def _event(self, event: SessionEvent) -> None:
+        if not self.focus.told(event.name, event.fields):
+            self.channel.event(event.node, event.name, event.fields, event.pts)
 
     def _discard(self, peer: Peer) -> None:
         """Close a peer that another has replaced, beside what goes on."""
@@ -294,6 +301,7 @@ class LiveSession:
         if self._old:
             await asyncio.wait(self._old)
         self._unlisten()
+        self.focus.close()
         self.channel.closed()
 
     def stats(self) -> dict[str, Any]:
@@ -312,5 +320,6 @@ class LiveSession:
             "audio_shortened_ms": audio.shortened // 48 if audio else 0,
             "sending": peer.sending() if peer is not None else {},
             "messages_dropped": self.channel.dropped,
+            "focus": self.focus.stats(),
         }
         return stats
