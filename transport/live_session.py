@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 LAST_WORDS = SECOND // 4  # for the error that ends a session to reach the client
 RESUME = 30 * SECOND  # that a lost client may take to come back
 RELOAD = 10 * SECOND  # that a page may take which said it would be back
+GOODBYE = SECOND // 2  # in which word of a reload may come after the connection's own end: they race
 
 
 class SessionFactory(Protocol):
@@ -102,6 +103,7 @@ class LiveSession:
         self._within = resume
         self._until = clock.now() + longest if longest else None
         self._deadline = 0  # of a client that is away
+        self._lost = ""  # why it is
         self._reloads = False
         self._attaching = asyncio.Lock()
         self._news = asyncio.Event()  # another peer, or the announcement of one
@@ -240,13 +242,14 @@ class LiveSession:
             await asyncio.gather(left, return_exceptions=True)
         why = left.result() if left.done() and not left.cancelled() else LEFT
         now = self.clock.now()
-        if peer.connected:
-            self._deadline = now + (RELOAD if self._reloads else self._within)
-        if self._closing is not None or now >= self._deadline or (why == LEFT and not self._reloads):
+        if peer.connected and self._within:
+            self._deadline = now + (RELOAD if self._reloads else GOODBYE if why == LEFT else self._within)
+        if self._closing is not None or now >= self._deadline:
             return why
-        log.info(
-            "session %s: %s; it may come back within %d s", self.id, why, (self._deadline - now) // SECOND
-        )
+        if why != LEFT:
+            seconds = (self._deadline - now) // SECOND
+            log.info("session %s: %s; it may come back within %d s", self.id, why, seconds)
+        self._lost = why
         self.parked_at = now
         self.line.detach()
         self.channel.closed()
@@ -260,8 +263,11 @@ class LiveSession:
             await self._wait(min(self._deadline, self._until or self._deadline), ended)
             if why := self._over(ended):
                 return why
-            if self.line.peer is None and self.clock.now() >= self._deadline:
-                return "the client did not come back"
+            if self._reloads and self._lost == LEFT:
+                self._reloads = False
+                self._deadline = self.parked_at + RELOAD
+            elif self.line.peer is None and self.clock.now() >= self._deadline:
+                return self._lost if self._lost == LEFT else f"{self._lost} and did not come back"
         return ""
 
     def _over(self, ended: asyncio.Task[None]) -> str:
