@@ -86,9 +86,11 @@ def chain(hops: int, middle: type[Stage], sink: type[Stage]) -> Plan:
     return Plan("chain", nodes)
 
 
-async def ours(hops: int, frames: int, in_flight: int, middle: type[Stage], sink: type[Stage]) -> float:
+async def ours(
+    hops: int, frames: int, in_flight: int, middle: type[Stage], sink: type[Stage], record: bool = False
+) -> float:
     Source.frames, Source.in_flight = frames, in_flight
-    session = Session(chain(hops, middle, sink), "bench", MonotonicClock())
+    session = Session(chain(hops, middle, sink), "bench", MonotonicClock(), record=record)
     await session.start()
     start = time.process_time()
     await session.wait()
@@ -149,6 +151,8 @@ def hop_costs(frames: int, rounds: int) -> dict[str, float]:
         engines: dict[str, Callable[[], Coroutine[Any, Any, float]]] = {
             "fused": partial(ours, hops, frames, in_flight, Fused, FusedSink),
             "queued": partial(ours, hops, frames, in_flight, Queued, Sink),
+            "fused_recorded": partial(ours, hops, frames, in_flight, Fused, FusedSink, record=True),
+            "queued_recorded": partial(ours, hops, frames, in_flight, Queued, Sink, record=True),
             "asyncio_queue": partial(queues, hops, frames, in_flight),
             "calls": partial(calls, hops, frames),
         }
@@ -162,11 +166,16 @@ def hop_costs(frames: int, rounds: int) -> dict[str, float]:
         for name, values in spent.items():
             figures[f"{name}_us"] = result[f"{name}_{tail}"] = round(statistics.median(values), 3)
         for name in ("fused", "queued"):
-            pairs = [a / b for a, b in zip(spent[name], spent["asyncio_queue"], strict=True)]
-            ratio = round(statistics.median(pairs), 3)
+            ratio = _paired(spent[name], spent["asyncio_queue"])
             figures[f"{name}_over_asyncio_queue"] = result[f"ratio_{name}_{tail}"] = ratio
+            figures[f"{name}_recorder_ratio"] = _paired(spent[f"{name}_recorded"], spent[name])
         line(bench="hop", hops=hops, frames=frames, in_flight=in_flight, **figures)
     return result
+
+
+def _paired(a: list[float], b: list[float]) -> float:
+    """Median of the ratios, round by round."""
+    return round(statistics.median(x / y for x, y in zip(a, b, strict=True)), 3)
 
 
 # ---------------------------------------------------------------- a slow and a stalled sink
@@ -354,7 +363,9 @@ def main() -> None:
         us_per_hop_1=hops["fused_1"],
         us_per_hop_4=hops["fused_4"],
         us_per_hop_16=hops["fused_16"],
+        us_per_hop_16_recorded=hops["fused_recorded_16"],
         us_per_hop_16_queued=hops["queued_16"],
+        us_per_hop_16_queued_recorded=hops["queued_recorded_16"],
         us_per_hop_16_asyncio_queue=hops["asyncio_queue_16"],
         us_per_hop_16_calls=hops["calls_16"],
         fused_over_asyncio_queue_worst=max(v for k, v in hops.items() if k.startswith("ratio_fused")),

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from . import broker_command, edge_command, library, logs, notify, service_commands, token_commands
+from . import broker_command, inspect_commands, library, logs, notify, service_commands, token_commands
 from .errors import GraphError
 from .stage import StageError
 from .units import parse_duration
@@ -29,9 +29,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(service_commands.app, name="service")
+inspect_commands.register(app)
 app.add_typer(token_commands.app, name="token")
 app.command()(broker_command.broker)
-app.command()(edge_command.edge)
 out = Console()
 err = Console(stderr=True)
 
@@ -127,6 +127,10 @@ def serve(
         list[str] | None,
         typer.Option(help="network of proxies whose X-Forwarded-For is believed, as 10.0.0.0/8"),
     ] = None,
+    traces: Annotated[
+        Path | None,
+        typer.Option(help="keep the flight recorder's trace of sessions where a stage fails here"),
+    ] = None,
     drain: Annotated[str, typer.Option(help="what running sessions get when told to stop (SIGTERM)")] = "10s",
     start: Annotated[
         list[str] | None,
@@ -152,6 +156,7 @@ def serve(
         "allow_origin": allow_origin,
         "public_host": public_host,
         "trusted_proxy": trusted_proxy,
+        "traces": traces,
     }
 
     def on_ready(url: str) -> None:
@@ -284,31 +289,6 @@ def netlab(
         )
 
     asyncio.run(lab.serve(server, written, port=port, seed=seed, on_ready=on_ready))
-
-
-Url = Annotated[str, typer.Option(help="the running server")]
-Token = Annotated[str, typer.Option(envvar="PENSTOCK_TOKEN", help="as the server asks", show_default=False)]
-
-
-@app.command()
-def top(
-    url: Url = "http://127.0.0.1:8080",
-    token: Token = "",
-    every: Annotated[str, typer.Option(help="time between two readings")] = "1s",
-    once: Annotated[bool, typer.Option("--once", help="one reading, then end")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="one JSON object a reading")] = False,
-) -> None:
-    """Watch a running server: each session's nodes, the pools, the loop. Ctrl-C ends."""
-    from .clock import MS, MonotonicClock
-    from .top import watch
-
-    try:
-        period = parse_duration(every)
-    except ValueError as e:
-        raise typer.BadParameter(str(e), param_hint="--every") from e
-    if period < 100 * MS:
-        raise typer.BadParameter(f"{every} is too short; at least 100ms", param_hint="--every")
-    asyncio.run(watch(url, token, MonotonicClock(), out, every=period, once=once, as_json=as_json))
 
 
 @app.command()

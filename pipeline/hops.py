@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 
 from .edge import Edge
 from .frame import Frame
-from .outputs import Post
+from .outputs import NodeOutputs, Post
+from .recorder import Kind
 from .stage import Dropped
 
 if TYPE_CHECKING:
     from .runner import Runner
 
+TAKE, DONE, FUSED = int(Kind.TAKE), int(Kind.DONE), int(Kind.FUSED)  # an enum's member is slow to reach
 SAMPLE = 15  # of 16 frames, those that are not timed: two looks at the clock cost half a hop
 ALL = 64  # the first frames of an edge are all timed: there are few yet
 
@@ -28,6 +30,7 @@ def burst(runner: Runner, edge: Edge, *, enters: bool, alone: bool) -> Callable[
     """
     out, queue, control, now = runner.out, edge.queue, runner.lane, runner.clock.now
     port, source, popleft, blocking = edge.dst_port, edge.source, edge.queue.popleft, runner.out.blocking
+    note, here, done = runner.marks(edge)
 
     def run() -> Awaitable[None] | None:
         out.source = source
@@ -42,11 +45,16 @@ def burst(runner: Runner, edge: Edge, *, enters: bool, alone: bool) -> Callable[
                 edge.drained()
             edge.taken = count = edge.taken + 1
             out.epoch = runner.epoch if enters else frame.epoch
+            if note is not None:
+                note((TAKE, here, start, frame.pts, len(queue), frame.epoch))
             work = process(port, frame, out)
             if not count & SAMPLE or count < ALL:
                 edge.observe(start - frame.pts)
                 if work is None:
-                    runner.busy += (now() - start) * (1 if count < ALL else SAMPLE + 1)
+                    end = now()
+                    runner.busy += (end - start) * (1 if count < ALL else SAMPLE + 1)
+                    if note is not None:
+                        note((DONE, done, end, 0, 0, 0))
             if work is not None:
                 return work
             if control or not alone:
@@ -87,7 +95,16 @@ class Gate:
         return any([edge.full for edge in self._edges])
 
 
-def fused_post(runner: Runner, edge: Edge, chain: Chain, *, enters: bool, head: bool, scoped: bool) -> Post:
+def fused_post(
+    runner: Runner,
+    edge: Edge,
+    feeder: NodeOutputs,
+    chain: Chain,
+    *,
+    enters: bool,
+    head: bool,
+    scoped: bool,
+) -> Post:
     """What the feeder of `edge` calls for each frame, in place of `Edge.put`.
 
     It gives way to the queue whenever the node's own task has something to do (control, a gap to tell, a
@@ -100,6 +117,8 @@ def fused_post(runner: Runner, edge: Edge, chain: Chain, *, enters: bool, head: 
     """
     out, now, enqueue = runner.out, runner.clock.now, edge.post
     port, feeds, blocking = edge.dst_port, edge.src_port, runner.out.blocking
+    note, here, _ = runner.marks(edge)
+    posts = feeder.note
     gate = Gate(blocking) if len(blocking) > 1 else blocking[0] if blocking else Open()
 
     def post(feeding: str, frame: Frame) -> None:
@@ -107,14 +126,20 @@ def fused_post(runner: Runner, edge: Edge, chain: Chain, *, enters: bool, head: 
             raise edge.refuse(feeding)
         if not edge.armed or (scoped and frame.epoch < edge.epoch) or gate.full:
             edge.armed = False
+            if posts is not None:
+                posts(feeding, frame)
             enqueue(feeding, frame)
             return
         start = chain.now or now()
         if frame.deadline < start:
             edge.lose(frame, "late")
+            if posts is not None:
+                posts(feeding, frame)
             return
         edge.inlined = count = edge.inlined + 1
         out.epoch = runner.epoch if enters else frame.epoch
+        if note is not None:
+            note((FUSED, here, start, frame.pts, frame.deadline, frame.epoch))
         if head:
             chain.now = start
         try:

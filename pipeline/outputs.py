@@ -6,9 +6,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
+from .clock import MonotonicClock
 from .edge import Edge
 from .frame import Frame
+from .recorder import Kind, Recorder
 from .stage import StageError
+
+POST = int(Kind.POST)
 
 
 class Post(Protocol):
@@ -24,13 +28,34 @@ class NodeOutputs:
     are, pays for no look-up and no loop.
     """
 
-    __slots__ = ("_edges", "_nothing", "_posts", "blocking", "epoch", "node", "post", "source")
+    __slots__ = (
+        "_edges",
+        "_fused_alone",
+        "_nothing",
+        "_posts",
+        "_tape",
+        "blocking",
+        "epoch",
+        "node",
+        "note",
+        "post",
+        "source",
+    )
 
-    def __init__(self, node: str, ports: Mapping[str, list[Edge]]) -> None:
+    def __init__(
+        self,
+        node: str,
+        ports: Mapping[str, list[Edge]],
+        tape: Recorder | None = None,
+        now: Callable[[], int] = MonotonicClock.now,
+    ) -> None:
         self.epoch = 0
         self.source = ""
         self.node = node
+        self._tape = tape
         self._edges = ports
+        self._fused_alone = False  # the only reader is called on the spot, and notes each frame itself
+        self.note = self._noting(now)
         self._posts: dict[str, list[Post]] = {port: [e.post for e in edges] for port, edges in ports.items()}
         self.blocking = [e for edges in ports.values() for e in edges if not e.drops]
         self._nothing: Awaitable[None] | None = None
@@ -52,6 +77,7 @@ class NodeOutputs:
         """Put on `edge` by another function from now on."""
         posts = self._posts[edge.src_port]
         posts[self._edges[edge.src_port].index(edge)] = post
+        self._fused_alone = len(self._edges) == 1 and len(posts) == 1
         self.post = self._compiled()
 
     def refuse(self, port: str) -> StageError:
@@ -88,7 +114,33 @@ class NodeOutputs:
 
     # ------------------------------------------------------------ inside
 
+    def _noting(self, now: Callable[[], int]) -> Post | None:
+        """Notes a frame in the flight recorder; None when there is none."""
+        if self._tape is None:
+            return None
+        note, refuse = self._tape.note, self.refuse
+        ids = {port: self._tape.name(f"{self.node}.{port}") for port in self._edges}
+
+        def posts(port: str, frame: Frame) -> None:
+            where = ids.get(port)
+            if where is None:
+                raise refuse(port)
+            note((POST, where, now(), frame.pts, frame.deadline, frame.epoch))
+
+        return posts
+
     def _compiled(self) -> Post:
+        post, posts = self._fanned(), self.note
+        if posts is None or self._fused_alone:
+            return post
+
+        def noted(port: str, frame: Frame) -> None:
+            posts(port, frame)
+            post(port, frame)
+
+        return noted
+
+    def _fanned(self) -> Post:
         if len(self._edges) == 1:
             ((port, posts),) = self._posts.items()
             if len(posts) == 1 and self._edges[port]:

@@ -14,10 +14,11 @@ from .edge import Edge, Waker, earliest
 from .errors import one_line as _words
 from .frame import EventFrame, Frame, Gap
 from .graph import NodePlan
-from .hops import Chain, burst, fused_post
+from .hops import burst, fused_post
 from .node_pool import NodePool
 from .outputs import NodeOutputs
 from .playback import Playback
+from .recorder import Kind, Note
 from .replacement import Replace
 from .stage import Control, Dropped, Flush, Pool, Stage, StageError
 
@@ -71,6 +72,7 @@ class Runner:
         self._hung = False
         self._task: asyncio.Task[None] | None = None
         self._scope_sources: frozenset[str] = frozenset()
+        self._tape = session.recorder
         self._views: dict[str, NodePool] = {}
 
     # ------------------------------------------------------------ Context
@@ -132,7 +134,7 @@ class Runner:
         self, ports: Mapping[str, list[Edge]], inputs: list[Edge], scope_sources: frozenset[str]
     ) -> None:
         """scope_sources: "node.port" of inputs that already carry the epoch of this node's scope."""
-        self.out = NodeOutputs(self.node, ports)
+        self.out = NodeOutputs(self.node, ports, self._tape, self._session.chain_time)
         for port, spec in self.plan.cls.ports.outputs.items():
             if issubclass(spec.type, EventFrame) and spec.origin != "state":  # state is read, not announced
                 self.out.hear(port, self._on_event)
@@ -249,6 +251,8 @@ class Runner:
                         await work
                     finally:
                         self._since = 0
+                        if self._tape is not None:
+                            self._tape.note((Kind.DONE, self._tape.name(self.node), now(), 0, 0, 0))
                     self.busy += now() - start
             except Dropped:
                 self.missed += 1
@@ -277,12 +281,22 @@ class Runner:
             self._since = 0
             self._task.cancel()
 
+    def marks(self, edge: Edge) -> tuple[Callable[[Note], None] | None, int, int]:
+        """How to note in the flight recorder, and the indices of the edge's name and of this node's."""
+        tape = self._tape
+        return (None, 0, 0) if tape is None else (tape.note, tape.name(edge.name), tape.name(self.node))
+
     def take(self, edge: Edge, now: int) -> Awaitable[None] | None:
         """One frame the long way: something is out of the ordinary."""
         frame, out = edge.take(now), self.out
         if frame is None:
             return None
         out.epoch = self.epoch if self._enters_scope(edge) else frame.epoch
+        note, here, _ = self.marks(edge)
+        if note is not None:
+            gap = frame if type(frame) is Gap else None
+            left = gap.count if gap else len(edge.queue)
+            note((Kind.GAP if gap else Kind.TAKE, here, now, frame.pts, left, frame.epoch))
         if type(frame) is Gap:
             self._gaps += 1
             return self.stage.gap(edge.dst_port, frame, out)
@@ -292,7 +306,7 @@ class Runner:
         """Does this edge lead into the node's scope from outside it?"""
         return bool(self.plan.scope) and edge.source not in self._scope_sources
 
-    def fuse(self, nodes: Mapping[str, Runner], chain: Chain) -> None:
+    def fuse(self, nodes: Mapping[str, Runner]) -> None:
         """Let the one input of a cheap stage run it on the spot, without a task switch; see `hops`.
 
         Nothing is done when the stage is not `inline`, has several inputs, or its edge thins or holds back.
@@ -304,7 +318,9 @@ class Runner:
         self._fused.append(edge)
         self.out.source = edge.source
         enters, scoped = self._enters_scope(edge), bool(feeder.plan.scope)
-        post = fused_post(self, edge, chain, enters=enters, head=not feeder.fuses, scoped=scoped)
+        post = fused_post(
+            self, edge, feeder.out, self._session.chain, enters=enters, head=not feeder.fuses, scoped=scoped
+        )
         feeder.out.fuse(edge, post)
 
     @property

@@ -22,6 +22,7 @@ from .graph import EdgePlan, NodePlan, Plan
 from .hops import Chain
 from .playback import Playback
 from .pools import DevicePool, Pools
+from .recorder import Kind, Recorder
 from .replacement import Replace
 from .runner import CriticalFailure, Runner
 from .stage import Flush, SetParams, Stage, StageError
@@ -58,7 +59,9 @@ class Session:
         bindings: Mapping[str, Binding] | None = None,
         pools: Pools | None = None,
         realtime: bool = True,
+        record: bool | None = None,
     ) -> None:
+        """record: keep a flight recorder; by default a session in real time does."""
         self.plan = plan
         self.id = session_id
         self.clock = clock
@@ -66,6 +69,8 @@ class Session:
         self.epochs: dict[str, int] = dict.fromkeys(plan.scopes, 0)
         self.failure = ""
         self.playback = Playback(clock)
+        self.recorder = Recorder() if (realtime if record is None else record) else None
+        self.chain = Chain()
         self.runners: dict[str, Runner] = {}
         self._bindings = bindings or {}
         self._own_pools = pools is None
@@ -169,6 +174,7 @@ class Session:
         while True:
             await self.clock.sleep(SECOND)
             now = self.clock.now()
+            self.pack()
             for runner in self.runners.values():
                 runner.end_hang(now)
                 if late := lateness.due(runner, now):
@@ -211,9 +217,8 @@ class Session:
                 delayed = next(e for e in here if e.source == edge_plan.source)
                 if isinstance(delayed, DelayEdge):
                     delayed.match([e for e in here if e.source.startswith(f"{edge_plan.filters.match}.")])
-        chain = Chain()
         for runner in self.runners.values():
-            runner.fuse(self.runners, chain)
+            runner.fuse(self.runners)
 
     def _edge(self, plan: EdgePlan, bound: Bound, waker: Waker) -> Edge:
         f = plan.filters
@@ -223,6 +228,17 @@ class Session:
             )
         hold = f.hold if self.realtime else 0
         return Edge(plan.source, plan.node, plan.port, bound, waker, thin=f.thin, hold=hold)
+
+    def chain_time(self) -> int:
+        """Now, as the frames of a fused chain see it."""
+        return self.chain.now or self.clock.now()
+
+    def pack(self) -> None:
+        """Bring the flight recorder up to date."""
+        if self.recorder is not None:
+            now = self.clock.now()
+            self.recorder.losses((e for r in self.runners.values() for e in r.inputs), now)
+            self.recorder.pack(now)
 
     def _factory(self, name: str) -> Callable[[], Stage]:
         node = self.plan.nodes[name]
@@ -294,6 +310,7 @@ class Session:
             if name not in self.epochs:
                 raise StageError(f"no node has the scope {name!r}{near(name, list(self.epochs))}")
             self.epochs[name] += 1
+            self._note(Kind.FLUSH, name, 0, 0, self.epochs[name])
             for edge in self._scope_edges[name]:
                 edge.flush(self.epochs[name])
             self._pools.flush(self.id, name, self.epochs[name])
@@ -318,7 +335,13 @@ class Session:
 
         return unlisten
 
+    def _note(self, kind: Kind, name: str, a: int, b: int, c: int) -> None:
+        if self.recorder is not None:
+            self.recorder.note((kind, self.recorder.name(name), self.chain_time(), a, b, c))
+
     def notify(self, node: str, name: str, fields: Mapping[str, Any], pts: int) -> None:
+        if self.recorder is not None:
+            self._note(Kind.EVENT, node, pts, self.recorder.name(name), 0)
         for rule in self.plan.cancel:
             if rule.node == node and rule.event == name:
                 self.interrupt(rule.scope, cause=f"{node}.{name}")

@@ -13,7 +13,6 @@ CATALOG = {
     "diffusion.stream": "diffusion:DiffusionStream",
     "video.restyle": "restyle:Restyle",
     "video.look": "look:Look",
-    "focus.detect": "focus:FocusDetect",
     "vlm.stream": "vlm:VlmStream",
     "synthetic.world": "world:SyntheticWorld",
 }

@@ -16,6 +16,7 @@ from ..pipeline.graph import Plan
 from ..pipeline.stage import StageError
 from ..pipeline.tokens import Scope
 from . import api_models as m
+from . import traces
 from .api_body import json_response, read
 from .desk import Desk, NoSuchSession
 from .event_stream import stream
@@ -59,6 +60,8 @@ class Api:
             Route("POST", "/sessions/{id}/say", "Speak these words.", self.say, m.Done, m.Line, (409,), scopes=CONTROL),
             Route("POST", "/sessions/{id}/interrupt", "Stop the reply.", self.interrupt, m.Done, m.Interrupt, (409,),
                   scopes=CONTROL),
+            Route("POST", "/sessions/{id}/trace", "The last seconds of its flight recorder, for Perfetto.", self.trace,
+                  "application/json", None, (409,), scopes=VIEW),
             Route("GET", "/graphs", "What this server can run.", self.graphs, m.GraphList, scopes=READ),
             Route("GET", "/graphs/{name}", "One graph, its nodes and their schemas.", self.graph, m.GraphDetail,
                   scopes=READ),
@@ -118,6 +121,9 @@ class Api:
         self.desk.interrupt(request.match_info["id"], (await read(request, m.Interrupt)).scope)
         return json_response({"ok": True})
 
+    async def trace(self, request: web.Request) -> web.Response:
+        return await traces.answer(self.desk, request.match_info["id"])
+
     # ------------------------------------------------------------ graphs
 
     async def graphs(self, _: web.Request) -> web.Response:
@@ -172,10 +178,9 @@ class Api:
         return self._health(request, "ready")
 
     def _health(self, request: web.Request, status: str) -> web.Response:
-        told: dict[str, str | int] = {"status": status}
+        told = {"status": status}
         if caller_of(request).scopes:  # a stranger is told nothing of the load
-            parked = sum(bool(live.parked_at) for live in self.desk.sessions.live.values())
-            told |= {"sessions": len(self.desk.running()) - parked, "parked": parked}
+            told |= {"sessions": len(self.desk.running())}
         return json_response(told)
 
     async def openapi(self, _: web.Request) -> web.Response:

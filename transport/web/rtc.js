@@ -1,19 +1,17 @@
 // One WebRTC session with the server: offer, data channel, liveness. Knows nothing of the page.
 
 const VERSION = 1;
-const TRICKLE_MS = 30; // candidates that come together are sent together
-const DISCONNECTED_MS = 1500; // ICE may recover from a moment without answers by itself
+const GATHER_CAP_MS = 800; // host candidates come at once; a dead STUN server must not hold up the start
 const PING_MS = 1000;
 const SILENT_MS = 4500; // nothing heard for this long: the server is gone
 const OPEN_CAP_MS = 12000;
 
 /** A refusal or a loss, in words for the page. `retry`: worth trying again without the user. */
 export class LinkError extends Error {
-  constructor(title, message, { retry = false, gone = false } = {}) {
+  constructor(title, message, { retry = false } = {}) {
     super(message);
     this.title = title;
     this.retry = retry;
-    this.gone = gone; // the session to come back to has ended
   }
 }
 
@@ -36,21 +34,7 @@ export async function call(path, { token, ...init } = {}) {
   const title = full ? "The server is full"
     : answer.status === 401 ? "A token is needed"
     : answer.status < 500 ? "The server refused" : "The server failed";
-  throw new LinkError(title, words, { retry: full || answer.status >= 500, gone: answer.status === 410 });
-}
-
-/** STUN and TURN servers with credentials that last a while; none when the server cannot say. */
-export async function iceServers(token) {
-  const known = iceServers.known;
-  if (known && performance.now() < known.until) return known.servers;
-  try {
-    const { iceServers: servers, ttl_s: ttl } = await call("ice-servers", { token });
-    iceServers.known = { servers, until: performance.now() + ttl * 500 };
-    return servers;
-  } catch (error) {
-    if (error.title === "A token is needed") throw error;
-    return [];
-  }
+  throw new LinkError(title, words, { retry: full || answer.status >= 500 });
 }
 
 /**
@@ -58,14 +42,7 @@ export async function iceServers(token) {
  * `lost` is called at most once, and never after close().
  */
 export class Link {
-  static #replaced = [];
-
-  /** Close old connections, but that many. */
-  static #end(kept) {
-    while (Link.#replaced.length > kept) Link.#replaced.shift().close();
-  }
-
-  #pc;
+  #pc = new RTCPeerConnection();
   #channel;
   #session = null;
   #token;
@@ -77,15 +54,10 @@ export class Link {
   #nextPing = 1;
   #senders = {};
   #ending = "The server ended the session.";
-  #candidates = [];
-  #flushing = 0;
-  #shaky = 0;
 
-  constructor({ token, servers = [], on }) {
+  constructor({ token, on }) {
     this.#token = token;
     this.#on = on;
-    this.#pc = new RTCPeerConnection({ iceServers: servers });
-    this.#pc.onicecandidate = ({ candidate }) => this.#found(candidate);
     this.#channel = this.#pc.createDataChannel("penstock", { ordered: true });
     this.#channel.onmessage = (event) => this.#receive(event.data);
     this.#channel.onclose = () => this.#lose("The connection was closed", this.#ending);
@@ -94,47 +66,30 @@ export class Link {
       this.#on.track(track);
     };
     this.#pc.onconnectionstatechange = () => {
-      clearTimeout(this.#shaky);
-      const lost = () => this.#lose("The connection was lost", "No path to the server is left.");
-      if (this.#pc.connectionState === "failed") lost();
-      if (this.#pc.connectionState === "disconnected") this.#shaky = setTimeout(lost, DISCONNECTED_MS);
+      if (this.#pc.connectionState === "failed") this.#lose("The connection was lost", "No path to the server is left.");
     };
   }
 
-  get live() {
-    return !this.#closed && this.#channel.readyState === "open";
-  }
-
-  /**
-   * Connect; resolves when the data channel is open, to whether it is the session of `resume`: {token, after}.
-   * Without a track the line is still there for later. The offer leaves at once, candidates follow it.
-   */
-  async open({ graph, audio, video, resume }) {
+  /** Connect; resolves when the data channel is open. Without a track the line is still there for later. */
+  async open({ graph, audio, video, constraints }) {
     for (const [kind, track] of [["audio", audio], ["video", video]]) {
       const wanted = track ?? kind;
       this.#senders[kind] = this.#pc.addTransceiver(wanted, { direction: "sendrecv" }).sender;
     }
     await this.#pc.setLocalDescription(await this.#pc.createOffer());
-    const body = {
-      sdp: this.#pc.localDescription.sdp, type: "offer", ...(graph && { graph }),
-      ...(resume && { resume: resume.token, after: resume.after }),
-    };
+    await this.#gathered();
+    const body = { sdp: this.#pc.localDescription.sdp, type: "offer", ...(graph && { graph }) };
     const answer = await call("session", {
-      method: "POST", token: this.#token, body: JSON.stringify(body), headers: { "Content-Type": "application/json" },
+      method: "POST", token: this.#token, body: JSON.stringify(body),
+      headers: { "Content-Type": "application/json" }, signal: constraints?.signal,
     });
     this.#session = answer.session;
-    if (this.#closed) {
-      this.#forget();
-      throw new LinkError("The session was left", "You left before it began.");
-    }
-    this.#flush();
+    if (this.#closed) return this.#forget();
     await this.#pc.setRemoteDescription({ type: "answer", sdp: answer.sdp });
     await this.#opened();
     this.#heard = performance.now();
     this.#timer = setInterval(() => this.#ping(), PING_MS);
-    Link.#end(0);
     this.#on.open();
-    return Boolean(answer.resumed);
   }
 
   /** Send one message; false when the channel is not open. */
@@ -169,61 +124,26 @@ export class Link {
     return figures;
   }
 
-  /** Idempotent. Also tells the server, even while the page is being left. keep: the session is to go on. */
-  close({ keep = false } = {}) {
+  /** Idempotent. Also tells the server, even while the page is being left. */
+  close() {
     if (this.#closed) return;
     this.#closed = true;
     clearInterval(this.#timer);
-    clearTimeout(this.#shaky);
-    clearTimeout(this.#flushing);
-    // to end it would say goodbye: a connection that another replaces stays until that one is open
-    Link.#replaced.push(this.#pc);
-    Link.#end(keep ? 1 : 0);
-    if (!keep) this.#forget();
-  }
-
-  /** The page is being left, perhaps to be loaded again: the server keeps the session for some seconds. */
-  away() {
-    if (this.#session && !this.#closed) this.#tell(`session/${encodeURIComponent(this.#session)}/reload`, { method: "POST" });
-    this.close({ keep: true });
+    this.#pc.close();
+    this.#forget();
   }
 
   #forget() {
-    if (this.#session) this.#tell(`session/${encodeURIComponent(this.#session)}`, { method: "DELETE" });
+    if (!this.#session) return;
+    const headers = this.#token ? { Authorization: `Bearer ${this.#token}` } : {};
+    fetch(`session/${encodeURIComponent(this.#session)}`, { method: "DELETE", keepalive: true, headers }).catch(() => {});
     this.#session = null;
-  }
-
-  #tell(path, init) {
-    const headers = { ...init.headers, ...(this.#token && { Authorization: `Bearer ${this.#token}` }) };
-    fetch(path, { keepalive: true, ...init, headers }).catch(() => {});
   }
 
   #lose(title, words) {
     if (this.#closed) return;
-    this.close({ keep: true });
+    this.close();
     this.#on.lost(new LinkError(title, words, { retry: true }));
-  }
-
-  #found(candidate) {
-    this.#candidates.push(candidate);
-    clearTimeout(this.#flushing);
-    this.#flushing = setTimeout(() => this.#flush(), TRICKLE_MS);
-  }
-
-  /** Send the candidates so far, as RFC 8840 writes them. Those of the offer's SDP are there already. */
-  #flush() {
-    if (!this.#session || !this.#candidates.length || this.#closed) return;
-    const lines = [];
-    let end = false;
-    for (const found of this.#candidates.splice(0)) {
-      if (!found?.candidate) { end = true; continue; }
-      if (!lines.length) lines.push(`a=ice-ufrag:${found.usernameFragment}`);
-      lines.push("m=audio 9 UDP/TLS/RTP/SAVPF 0", `a=mid:${found.sdpMid}`, `a=${found.candidate}`);
-    }
-    if (end) lines.push("a=end-of-candidates");
-    this.#tell(`session/${encodeURIComponent(this.#session)}`, {
-      method: "PATCH", body: `${lines.join("\r\n")}\r\n`, headers: { "Content-Type": "application/trickle-ice-sdpfrag" },
-    });
   }
 
   #receive(data) {
@@ -252,6 +172,16 @@ export class Link {
     this.#pings.set(id, performance.now());
     if (this.#pings.size > 8) this.#pings.delete(this.#pings.keys().next().value);
     this.send("ping", { id });
+  }
+
+  #gathered() {
+    if (this.#pc.iceGatheringState === "complete") return Promise.resolve();
+    return new Promise((resolve) => {
+      const cap = setTimeout(resolve, GATHER_CAP_MS);
+      this.#pc.addEventListener("icegatheringstatechange", () => {
+        if (this.#pc.iceGatheringState === "complete") { clearTimeout(cap); resolve(); }
+      });
+    });
   }
 
   #opened() {
