@@ -14,7 +14,16 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from . import broker_command, inspect_commands, library, logs, notify, service_commands, token_commands
+from . import (
+    broker_command,
+    edge_command,
+    inspect_commands,
+    library,
+    logs,
+    notify,
+    service_commands,
+    token_commands,
+)
 from .errors import GraphError
 from .stage import StageError
 from .units import parse_duration
@@ -32,6 +41,7 @@ app.add_typer(service_commands.app, name="service")
 inspect_commands.register(app)
 app.add_typer(token_commands.app, name="token")
 app.command()(broker_command.broker)
+app.command()(edge_command.edge)
 out = Console()
 err = Console(stderr=True)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from .stage import StageError
 
 INSTANCE = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
-TEMPLATE = "penstock@.service"
+TEMPLATE, EDGE_TEMPLATE = "penstock@.service", "penstock-edge@.service"
 # what a user manager cannot do without privileges
 SYSTEM_ONLY = re.compile(
     r"^(DynamicUser|ConfigurationDirectory|ProtectClock|ProtectKernel\w+|ProtectHostname|ProtectProc|ProcSubset|"
@@ -27,9 +27,9 @@ SYSTEM_ONLY = re.compile(
 Run = Callable[[list[str]], int]
 
 
-def unit_text(program: str, *, user: bool) -> str:
+def unit_text(program: str, *, user: bool, template: str = TEMPLATE) -> str:
     """The unit file for that program path."""
-    text = (files("penstock.systemd") / TEMPLATE).read_text(encoding="utf-8")
+    text = (files("penstock.systemd") / template).read_text(encoding="utf-8")
     in_home = Path(program).resolve().is_relative_to("/home") or Path(program).resolve().is_relative_to(
         "/root"
     )
@@ -38,7 +38,7 @@ def unit_text(program: str, *, user: bool) -> str:
     if user:
         lines = [line for line in text.splitlines() if not SYSTEM_ONLY.match(line)]
         text = "\n".join(lines).replace("multi-user.target", "default.target") + "\n"
-        text = text.replace("/etc/penstock/%i.env", "%E/penstock/%i.env")
+        text = re.sub(r"/etc/penstock/([\w-]*%i\.env)", r"%E/penstock/\1", text)
         text = re.sub(r"^(After|Wants)=network-online.target\n", "", text, flags=re.MULTILINE)
     return text
 
@@ -60,13 +60,20 @@ def check_systemd(*, user: bool) -> None:
         raise StageError("installing for the whole machine needs root: use sudo, or add --user")
 
 
-def install(instance: str, *, user: bool, folder: Path | None = None, run: Run | None = None) -> Path:
+def install(
+    instance: str,
+    *,
+    user: bool,
+    folder: Path | None = None,
+    run: Run | None = None,
+    template: str = TEMPLATE,
+) -> Path:
     """Write the unit and let systemd read it. Returns its path. Raises: StageError."""
     _check_instance(instance)
-    path = (folder or unit_folder(user=user)) / TEMPLATE
+    path = (folder or unit_folder(user=user)) / template
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(unit_text(_program(), user=user), encoding="utf-8")
+        path.write_text(unit_text(_program(), user=user, template=template), encoding="utf-8")
     except OSError as e:
         raise StageError(f"cannot write {path}: {e.strerror or e}") from e
     systemctl = ["systemctl", *(["--user"] if user else [])]

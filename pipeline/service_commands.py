@@ -15,12 +15,20 @@ User = Annotated[bool, typer.Option("--user", help="for this user only, without 
 
 
 @app.command()
-def install(instance: Instance = "main", user: User = False) -> None:
+def install(
+    instance: Instance = "main",
+    user: User = False,
+    edge: Annotated[
+        bool, typer.Option("--edge", help="a camera's client (penstock edge), no server")
+    ] = False,
+) -> None:
     """Write the unit file; says how to start it."""
     service.check_systemd(user=user)
-    path = service.install(instance, user=user)
+    template = service.EDGE_TEMPLATE if edge else service.TEMPLATE
+    path = service.install(instance, user=user, template=template)
     manager = "systemctl --user" if user else "sudo systemctl"
-    typer.echo(f"{path}\nstart it now and at boot:  {manager} enable --now penstock@{instance}")
+    unit = template.replace("@.service", f"@{instance}")
+    typer.echo(f"{path}\nstart it now and at boot:  {manager} enable --now {unit}")
 
 
 @app.command()

@@ -13,6 +13,7 @@ CATALOG = {
     "diffusion.stream": "diffusion:DiffusionStream",
     "video.restyle": "restyle:Restyle",
     "video.look": "look:Look",
+    "focus.detect": "focus:FocusDetect",
     "vlm.stream": "vlm:VlmStream",
     "synthetic.world": "world:SyntheticWorld",
 }

@@ -48,7 +48,7 @@ def test_health_graphs_and_headers():
     async def main() -> None:
         async with http() as (_, session):
             async with session.get("/health") as r:
-                assert await r.json() == {"status": "ok", "sessions": 0}
+                assert await r.json() == {"status": "ok", "sessions": 0, "parked": 0}
                 assert r.headers["X-Content-Type-Options"] == "nosniff"
                 assert "default-src 'self'" in r.headers["Content-Security-Policy"]
             async with session.get("/graphs") as r:

@@ -178,9 +178,10 @@ class Api:
         return self._health(request, "ready")
 
     def _health(self, request: web.Request, status: str) -> web.Response:
-        told = {"status": status}
+        told: dict[str, str | int] = {"status": status}
         if caller_of(request).scopes:  # a stranger is told nothing of the load
-            told |= {"sessions": len(self.desk.running())}
+            parked = sum(bool(live.parked_at) for live in self.desk.sessions.live.values())
+            told |= {"sessions": len(self.desk.running()) - parked, "parked": parked}
         return json_response(told)
 
     async def openapi(self, _: web.Request) -> web.Response:

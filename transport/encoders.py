@@ -22,12 +22,14 @@ VIDEO_HZ = 90_000  # the RTP clock of all video payloads (RFC 3551 section 5)
 AUDIO_HZ = 48_000  # of Opus in RTP (RFC 7587 section 4.1)
 NO_KEYFRAMES = 3000  # pictures between keyframes that nobody asked for
 FIRST_FPS = 30.0  # until the real rate is known
+LONGEST = 5  # s between pictures that still tell of a rate
 H264_CEILINGS = (200_000, 400_000, 1_200_000, 3_000_000)  # bits/s; each allows 1/40 to 1 of it
 BUFFER_S = 0.2  # of the ceiling: the most that a picture may run ahead of the rate
 VP8_RUNGS = tuple(round(50_000 * 1.4**k) for k in range(13))  # bits/s, to 2.8 M; libvpx takes no live change
 VP8_REBUILD = 2 * SECOND  # at most this often, as a rebuild is a keyframe ...
 VP8_HURRY = SECOND // 2  # ... unless the rung is more than twice too high
 VP8_MARGIN = 1.15  # above a rung, before it is taken: a rate that swings around one would rebuild for ever
+X264_PARAMS = "scenecut=0:sliced-threads=0"
 FPS_OFF = 1.6  # times off the rate the encoder was opened for: x264 divides bits by pictures
 FPS_PATIENCE = 3 * SECOND
 
@@ -71,12 +73,12 @@ class PictureScaler:
 class _FpsMeter:
     """The real rate of the pictures, smoothed."""
 
-    def __init__(self) -> None:
-        self.fps = FIRST_FPS
+    def __init__(self, fps: float = FIRST_FPS) -> None:
+        self.fps = fps
         self._last: int | None = None
 
     def picture(self, pts: int) -> None:
-        if self._last is not None and 0 < pts - self._last < VIDEO_HZ:
+        if self._last is not None and 0 < pts - self._last < LONGEST * VIDEO_HZ:
             self.fps += 0.05 * (VIDEO_HZ / (pts - self._last) - self.fps)
         self._last = pts
 
@@ -108,14 +110,26 @@ class H264Encoder:
     It counts bits per picture: a source slower than the rate it was opened for is given more for each.
     """
 
-    def __init__(self, bitrate_bps: int, preset: str = "veryfast") -> None:
+    def __init__(
+        self,
+        bitrate_bps: int,
+        preset: str = "veryfast",
+        *,
+        fps: float = FIRST_FPS,
+        buffer_s: float = 0.0,
+        params: str = "",
+    ) -> None:
+        """fps: at which pictures will come. buffer_s: of the rate at opening that a picture may run ahead; 0: BUFFER_S
+        of the ceiling. params: more for x264."""
         self.bitrate_bps = bitrate_bps
         self.preset = preset
         self.opened = 0  # times
         self._context: Any = None
         self._ceiling = 0
-        self._fps = FIRST_FPS
-        self._meter = _FpsMeter()
+        self._buffer_s = buffer_s
+        self._params = params
+        self._fps = fps
+        self._meter = _FpsMeter(fps)
         self._off_since: int | None = None
 
     def encode(self, picture: av.VideoFrame, keyframe: bool, now: int) -> tuple[bytes, bool]:
@@ -130,7 +144,7 @@ class H264Encoder:
             or (keyframe and self._fitting_ceiling() < self._ceiling)
         ):
             context = self._open(picture)
-        scaled = self.bitrate_bps * self._fps / max(1.0, self._meter.fps)
+        scaled = self.bitrate_bps * self._fps / max(0.2, self._meter.fps)
         if scaled > self._ceiling and self._ceiling < H264_CEILINGS[-1]:
             context = self._open(picture)
             scaled = self.bitrate_bps
@@ -164,8 +178,8 @@ class H264Encoder:
             preset=self.preset,
             tune="zerolatency",
             maxrate=self._ceiling,
-            bufsize=round(self._ceiling * BUFFER_S),
-            **{"forced-idr": 1, "x264-params": "scenecut=0:sliced-threads=0"},
+            bufsize=round(self.bitrate_bps * self._buffer_s or self._ceiling * BUFFER_S),
+            **{"forced-idr": 1, "x264-params": ":".join(filter(None, (X264_PARAMS, self._params)))},
         )
         context.profile = "Baseline"
         context.open()
@@ -176,9 +190,11 @@ class H264Encoder:
 class Vp8Encoder:
     """libvpx. Its rate is the rung below `bitrate_bps`; another rung is another encoder, so rungs are kept."""
 
-    def __init__(self, bitrate_bps: int, cpu_used: int = -8) -> None:
+    def __init__(self, bitrate_bps: int, cpu_used: int = -8, qmax: int | None = None) -> None:
+        """qmax: the coarsest quantiser, where the rate does not choose it."""
         self.bitrate_bps = bitrate_bps
         self.cpu_used = cpu_used
+        self.qmax = qmax
         self.opened = 0  # times
         self._context: Any = None
         self._rung = 0
@@ -228,7 +244,7 @@ class Vp8Encoder:
             },
         )
         # a coarser one makes the first picture of a flat scene 15 levels off in colour; the least rates need it
-        context.qmin, context.qmax = 4, 44 if rate >= 300_000 else 56
+        context.qmin, context.qmax = 4, self.qmax or (44 if rate >= 300_000 else 56)
         self._context = context
         return context
 

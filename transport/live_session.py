@@ -15,9 +15,10 @@ from aiortc import RTCDataChannel
 
 from ..pipeline.clock import SECOND, Clock
 from ..pipeline.graph import Plan
-from ..pipeline.session import Binding, Session
+from ..pipeline.session import Binding, Session, SessionEvent
 from .caller import LOCAL, Caller
 from .datachannel import Back, ControlChannel
+from .focus import Focus
 from .line import Line
 from .peer import LEFT, Peer, PeerFactory
 from .webrtc_stages import WebRtcIn, WebRtcOut
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 LAST_WORDS = SECOND // 4  # for the error that ends a session to reach the client
 RESUME = 30 * SECOND  # that a lost client may take to come back
 RELOAD = 10 * SECOND  # that a page may take which said it would be back
+GOODBYE = SECOND // 2  # in which word of a reload may come after the connection's own end: they race
 
 
 class SessionFactory(Protocol):
@@ -94,10 +96,14 @@ class LiveSession:
         self.channel = ControlChannel(
             self.session, session_id, plan.name, clock, chat=self.line.chat.put_nowait, resume=self.resume
         )
+        self.focus = Focus(
+            session_id, plan, clock, self.channel.send, lambda: self.line.video_out is not None
+        )
         self._live_audio = hears_live(plan)
         self._within = resume
         self._until = clock.now() + longest if longest else None
         self._deadline = 0  # of a client that is away
+        self._lost = ""  # why it is
         self._reloads = False
         self._attaching = asyncio.Lock()
         self._news = asyncio.Event()  # another peer, or the announcement of one
@@ -106,7 +112,7 @@ class LiveSession:
         self._unlisten: Callable[[], None] = lambda: None
 
     def _bind_in(self, options: Any, params: Any) -> WebRtcIn:
-        return WebRtcIn(options, params, self.line)
+        return WebRtcIn(options, params, self.line, self.focus.stills)
 
     def _bind_out(self, options: Any, params: Any) -> WebRtcOut:
         return WebRtcOut(options, params, self.line, self.channel, self._live_audio)
@@ -131,9 +137,7 @@ class LiveSession:
         """Start the graph and answer the offer. Raises: OfferError, StageError; then all is closed."""
         try:
             answer = await self._connect(sdp, None)
-            self._unlisten = self.session.listen(
-                lambda event: self.channel.event(event.node, event.name, event.fields, event.pts)
-            )
+            self._unlisten = self.session.listen(self._event)
             await self.session.start()
         except BaseException:
             await self.close("not started")
@@ -178,10 +182,15 @@ class LiveSession:
             channel.on("close", lambda: self.channel.closed(channel))
             self.channel.opened(channel, back)
 
-        return {"penstock": control}
+        return {"penstock": control, "penstock-rt": self.focus.opened}
 
     def _message(self, message: str | bytes) -> None:
-        self.channel.receive(message)
+        if not self.focus.receive(message):
+            self.channel.receive(message)
+
+    def _event(self, event: SessionEvent) -> None:
+        if not self.focus.told(event.name, event.fields):
+            self.channel.event(event.node, event.name, event.fields, event.pts)
 
     def _discard(self, peer: Peer) -> None:
         """Close a peer that another has replaced, beside what goes on."""
@@ -233,13 +242,14 @@ class LiveSession:
             await asyncio.gather(left, return_exceptions=True)
         why = left.result() if left.done() and not left.cancelled() else LEFT
         now = self.clock.now()
-        if peer.connected:
-            self._deadline = now + (RELOAD if self._reloads else self._within)
-        if self._closing is not None or now >= self._deadline or (why == LEFT and not self._reloads):
+        if peer.connected and self._within:
+            self._deadline = now + (RELOAD if self._reloads else GOODBYE if why == LEFT else self._within)
+        if self._closing is not None or now >= self._deadline:
             return why
-        log.info(
-            "session %s: %s; it may come back within %d s", self.id, why, (self._deadline - now) // SECOND
-        )
+        if why != LEFT:
+            seconds = (self._deadline - now) // SECOND
+            log.info("session %s: %s; it may come back within %d s", self.id, why, seconds)
+        self._lost = why
         self.parked_at = now
         self.line.detach()
         self.channel.closed()
@@ -253,8 +263,11 @@ class LiveSession:
             await self._wait(min(self._deadline, self._until or self._deadline), ended)
             if why := self._over(ended):
                 return why
-            if self.line.peer is None and self.clock.now() >= self._deadline:
-                return "the client did not come back"
+            if self._reloads and self._lost == LEFT:
+                self._reloads = False
+                self._deadline = self.parked_at + RELOAD
+            elif self.line.peer is None and self.clock.now() >= self._deadline:
+                return self._lost if self._lost == LEFT else f"{self._lost} and did not come back"
         return ""
 
     def _over(self, ended: asyncio.Task[None]) -> str:
@@ -294,6 +307,7 @@ class LiveSession:
         if self._old:
             await asyncio.wait(self._old)
         self._unlisten()
+        self.focus.close()
         self.channel.closed()
 
     def stats(self) -> dict[str, Any]:
@@ -312,5 +326,6 @@ class LiveSession:
             "audio_shortened_ms": audio.shortened // 48 if audio else 0,
             "sending": peer.sending() if peer is not None else {},
             "messages_dropped": self.channel.dropped,
+            "focus": self.focus.stats(),
         }
         return stats

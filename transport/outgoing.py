@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from ..pipeline.clock import MS, SECOND, Clock
 from ..pipeline.frame import AudioFrame, VideoFrame
+from .encoders import VideoEncoder, make_video_encoder
 from .playout import LONGEST_CUT, StandingDelay, cut_at_pitch
 from .speech_gap import CutWord, SpeechGap
 
@@ -52,6 +53,12 @@ class VideoOut(MediaStreamTrack):
         self.replaced = 0
         self.sent = 0
         self.skipped = 0  # by the sender, where the network carries less
+        self.limit_bps = 0  # that the far end has use for; 0: as much as the path carries
+        self.keyframe_gap = 0  # ns, the most between two; 0: only when asked for
+
+    def make_encoder(self, codec: str, bitrate_bps: int) -> VideoEncoder:
+        """Raises: ValueError."""
+        return make_video_encoder(codec, bitrate_bps)
 
     def show(self, frame: VideoFrame) -> None:
         if self._frame is not None:

@@ -100,7 +100,8 @@ class Peer:
             await self._pc.setRemoteDescription(RTCSessionDescription(sdp, "offer"))
             for transceiver in self._pc.getTransceivers():
                 self._choose(transceiver)
-            _compat.be_dtls_server(self._pc)
+            if not any(media.dtls is not None and media.dtls.role == "server" for media in offer.media):
+                _compat.be_dtls_server(self._pc)  # FFmpeg insists on being it (setup:passive)
             await self._pc.setLocalDescription(await self._pc.createAnswer())
         except Exception as e:
             # boundary: SDP from outside fails in many ways inside aiortc

@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 
 from ..pipeline.clock import MS, LoopClock
 from ..pipeline.frame import VideoFrame
-from .encoders import OpusEncoder, PictureScaler, VideoEncoder, make_video_encoder
+from .encoders import OpusEncoder, PictureScaler, VideoEncoder
 from .feedback import TRANSPORT_CC
 from .outgoing import VIDEO_RATE, AudioOut, VideoOut
 from .picture_rate import FrameGate, PictureRate, Shape
@@ -132,7 +132,7 @@ class PacedSender(RTCRtpSender):
         loop = asyncio.get_running_loop()
         clock = LoopClock(loop)
         uplink = self.uplink
-        encoder = make_video_encoder(codec.name, uplink.video_bps)
+        encoder = track.make_encoder(codec.name, uplink.video_bps)
         packer: Any = get_encoder(codec)
         scaler = PictureScaler()
         rate = PictureRate()
@@ -142,7 +142,9 @@ class PacedSender(RTCRtpSender):
             await uplink.room()
             now = clock.now()
             frame, timestamp = track.take()  # the newest: those that came while there was no room are gone
-            bps = uplink.video_bps
+            bps = min(uplink.video_bps, track.limit_bps or uplink.video_bps)
+            if track.keyframe_gap and now - self._keyframe_at >= track.keyframe_gap:
+                self._wants_keyframe = True
             shape = self.shape = rate.shape(bps, frame.width & ~1, frame.height & ~1, now, track.fps)
             keyframe = self._wants_keyframe and now - self._keyframe_at >= KEYFRAME_APART
             # pictures that come unevenly pass while there is room for all of them

@@ -18,7 +18,7 @@ from ..pipeline.stage import Control, Flush, In, Out, Outputs, Ports, Stage, Sta
 from ..pipeline.units import Audio, AudioFormat, Duration, Video
 from .datachannel import ControlChannel
 from .fit import AudioFit, VideoFit
-from .ingress import IngressTrack
+from .ingress import IngressTrack, Mailbox
 from .line import Line
 from .outgoing import AUDIO_RATE
 from .peer import Peer
@@ -41,22 +41,29 @@ class WebRtcInOptions(BaseModel):
 
 
 class WebRtcIn(Stage):
-    """What the peer sends: pictures, sound, and the chat lines of its data channel."""
+    """What the peer sends: pictures, sound, the chat lines of its data channel, and stills that were asked for."""
 
     ports = Ports(
         outputs={
             "video": Out(VideoFrame, "live"),
             "audio": Out(AudioFrame, "live"),
             "text": Out(TokenFrame, "token"),
+            "still": Out(VideoFrame, "token"),
         }
     )
     Options = WebRtcInOptions
 
     def __init__(
-        self, options: BaseModel | None = None, params: BaseModel | None = None, line: Line | None = None
+        self,
+        options: BaseModel | None = None,
+        params: BaseModel | None = None,
+        line: Line | None = None,
+        stills: Mailbox | None = None,
     ) -> None:
+        """stills: cut out of the sender's last seconds, for who emitted `fetch`."""
         super().__init__(options, params)
         self.line = line
+        self.stills = stills
         self._heard = 0  # pts where the sound ended
 
     async def setup(self) -> None:
@@ -71,9 +78,11 @@ class WebRtcIn(Stage):
         assert self.line is not None
         async with asyncio.TaskGroup() as group:
             group.create_task(self._text(self.line, out), name=f"{self.ctx.session}/{self.ctx.node}.text")
+            stills = group.create_task(self._stills(out), name=f"{self.ctx.session}/{self.ctx.node}.still")
             peer: Peer | None = None
             while (peer := await self.line.next(peer)) is not None:
                 await self._media(peer.tracks, out)
+            stills.cancel()
 
     async def _media(self, tracks: Mapping[str, IngressTrack], out: Outputs) -> None:
         """What one peer sends, until it is gone or has ended its tracks."""
@@ -105,6 +114,10 @@ class WebRtcIn(Stage):
                     await out.send("audio", Gap(pts=self._heard, until=pts, reason="network"))
                 expected, self._heard = media + length, pts + length
                 await out.send("audio", AudioFrame(pts=pts, pcm=pcm, rate_hz=rate_hz))
+
+    async def _stills(self, out: Outputs) -> None:
+        while self.stills is not None and (frame := await self.stills.get()) is not None:
+            await out.send("still", frame)
 
     async def _text(self, line: Line, out: Outputs) -> None:
         utterance = 0

@@ -1,11 +1,12 @@
 // The studio page: what is on, what the connection does, and what is shown.
 
+import { Comeback } from "./comeback.js";
 import { Figures } from "./figures.js";
 import { Graphs } from "./graphs.js";
 import { Loudness, Media } from "./media.js";
 import { Orb } from "./orb.js";
 import { Params } from "./params.js";
-import { Link, LinkError } from "./rtc.js";
+import { Link, LinkError, iceServers } from "./rtc.js";
 import { address, clearNotes, note, shortcuts, theme } from "./shell.js";
 import { Captions, Talk } from "./talk.js";
 
@@ -29,6 +30,7 @@ const talk = new Talk();
 const params = new Params((node, values) => link?.send("params", { node, values }));
 const figures = new Figures();
 const graphs = new Graphs();
+const comeback = new Comeback();
 const mine = new Loudness();
 const theirs = new Loudness();
 const orb = new Orb($("orb"));
@@ -42,7 +44,9 @@ function become(next, detail = "") {
   state = next;
   document.body.dataset.state = next;
   $("link-text").textContent = detail || PILL[next];
-  $("welcome").hidden = next !== "idle" && next !== "connecting";
+  const back = next === "connecting" && Boolean(comeback.ticket);
+  if (back) $("link-text").textContent = "Reconnecting…";
+  $("welcome").hidden = back || (next !== "idle" && next !== "connecting");
   $("trouble").hidden = next !== "waiting" && next !== "failed";
   $("leave").hidden = next === "idle" || next === "failed";
   $("rtt").hidden = next !== "live";
@@ -79,31 +83,40 @@ async function start({ quiet = false } = {}) {
 async function connect() {
   clearInterval(countdown);
   if (state !== "connecting") become("connecting");
-  const mineNow = new Link({
-    token: here.token,
-    on: { message: receive, track: show, open: () => {}, lost: (error) => link === mineNow && lost(error), rtt: (ms) => { $("rtt-ms").textContent = `${ms.toFixed(0)} ms`; } },
-  });
-  link?.close();
-  link = mineNow;
+  link?.close({ keep: Boolean(comeback.ticket) });
+  link = null;
+  let mineNow = null;
   try {
-    await link.open({ graph: graphs.chosen, audio: media.tracks.audio, video: media.tracks.video });
+    const servers = await iceServers(here.token);
+    if (state !== "connecting" || link) return;
+    mineNow = new Link({
+      token: here.token, servers,
+      on: { message: receive, track: show, open: () => {}, lost: (error) => link === mineNow && lost(error), rtt: (ms) => { $("rtt-ms").textContent = `${ms.toFixed(0)} ms`; } },
+    });
+    link = mineNow;
+    const { audio, video } = media.tracks;
+    const same = await link.open({ graph: graphs.chosen, audio, video, resume: comeback.ticket });
     if (link !== mineNow) return;
     attempt = 0;
+    if (!same) talk.cut();
     link.send("stats", { every_ms: STATS_MS });
     become("live");
   } catch (error) {
-    mineNow.close();
+    mineNow?.close({ keep: Boolean(comeback.ticket) });
     if (link !== mineNow) return;
+    if (error.gone) { comeback.forget(); link = null; connect(); return; }
     lost(error instanceof LinkError ? error : new LinkError("The session did not start", error.message));
   }
 }
 
 function lost(error) {
-  link?.close();
+  link?.close({ keep: Boolean(comeback.ticket) });
   link = null;
-  clearRemote();
+  clearRemote({ back: error.retry && comeback.ticket });
   if (!error.retry) { become("failed"); trouble(error); $("retry").focus(); return; }
-  let wait = RETRY_S[Math.min(attempt++, RETRY_S.length - 1)];
+  // the session still runs: the first try is made at once
+  if (attempt++ === 0 && comeback.ticket) { connect(); return; }
+  let wait = RETRY_S[Math.min(attempt - 1, RETRY_S.length - 1)];
   become("waiting", `Reconnecting in ${wait} s`);
   trouble(error, wait);
   clearInterval(countdown);
@@ -128,6 +141,7 @@ function leave() {
 }
 
 function drop() {
+  comeback.forget();
   link?.close();
   link = null;
   clearRemote();
@@ -135,9 +149,11 @@ function drop() {
   media.release("video");
 }
 
-function clearRemote() {
+/** back: the same session may go on, with its words. */
+function clearRemote({ back = false } = {}) {
   $("remote").srcObject = $("voice").srcObject = null;
   theirs.stop();
+  if (back) return;
   captions.clear();
   talk.cut();
 }
@@ -156,13 +172,20 @@ function show(track) {
 let turns = false; // the graph decides itself what an interruption is
 
 const HANDLERS = {
-  hello({ nodes }) {
+  hello({ nodes, resume, missed }) {
+    comeback.hello({ resume });
+    if (missed) talk.aside(missed === 1 ? "One earlier line is no longer known." : `${missed} earlier lines are no longer known.`);
     params.build(nodes);
     figures.build(nodes);
     if (nodes.some(({ use }) => use.startsWith("agent."))) ideas();
     turns = nodes.some(({ use }) => use === "turn.manager");
   },
-  text({ from, kind, text, pts_ms: pts, until_ms: until, utterance, end }) {
+  chat({ text, n }) {
+    comeback.seen(n);
+    if (!comeback.knows(text)) talk.mine(text);
+  },
+  text({ from, kind, text, pts_ms: pts, until_ms: until, utterance, end, n }) {
+    comeback.seen(n);
     if (kind === "partial") captions.partial(text, pts);
     else if (kind === "commit") { captions.commit(text, pts, until); if (text.trim()) talk.mine(text, "heard"); }
     else talk.reply(from, utterance, text, end);
@@ -204,7 +227,9 @@ function ideas() {
 // ------------------------------------------------------------------ what goes out
 
 function say(text) {
-  if (text && link?.send("chat", { text })) talk.mine(text);
+  if (!text || !link?.send("chat", { text })) return;
+  comeback.said(text);
+  talk.mine(text);
 }
 
 function interrupt() {
@@ -277,7 +302,7 @@ async function listGraphs() {
 
 $("graph").onchange = () => {
   graphs.describe();
-  if (state === "live" || state === "waiting") { talk.clear(); clearRemote(); become("connecting"); connect(); }
+  if (state === "live" || state === "waiting") { comeback.forget(); link?.close(); talk.clear(); clearRemote(); become("connecting"); connect(); }
 };
 $("start").onclick = () => start();
 $("start-quiet").onclick = () => start({ quiet: true });
@@ -290,8 +315,18 @@ $("sound").onclick = () => toggle("sound");
 $("interrupt").onclick = interrupt;
 $("chat").onsubmit = (event) => { event.preventDefault(); say($("chat-line").value.trim()); $("chat-line").value = ""; };
 document.addEventListener("click", () => { const { paused, srcObject } = $("voice"); if (paused && srcObject) $("voice").play().catch(() => {}); });
-addEventListener("pagehide", () => { link?.close(); link = null; });
+addEventListener("pagehide", () => {
+  if (state === "live") { comeback.leaves(graphs.chosen, on); link?.away(); } else link?.close();
+  link = null;
+});
 addEventListener("pageshow", (event) => { if (event.persisted) leave(); });
+
+/** Another network: the old path is dead or soon will be, and nobody has to wait until that shows. */
+function moved() {
+  if (state === "live" && comeback.ticket) lost(new LinkError("The network changed", "Connecting over the new one.", { retry: true }));
+}
+addEventListener("online", moved);
+navigator.connection?.addEventListener("typechange", moved);
 
 shortcuts({
   m: () => toggle("audio"), v: () => toggle("video"), s: () => toggle("sound"), t: theme(),
@@ -299,4 +334,11 @@ shortcuts({
 });
 become("idle");
 showDevices();
-listGraphs();
+const before = comeback.reloaded();
+if (before) here.graph = before.graph;
+listGraphs().then(() => {
+  if (!before || state !== "idle") return;
+  Object.assign(on, before.on);
+  $("voice").muted = !on.sound;
+  start();
+});

@@ -1,17 +1,19 @@
 // One WebRTC session with the server: offer, data channel, liveness. Knows nothing of the page.
 
 const VERSION = 1;
-const GATHER_CAP_MS = 800; // host candidates come at once; a dead STUN server must not hold up the start
+const TRICKLE_MS = 30; // candidates that come together are sent together
+const DISCONNECTED_MS = 1500; // ICE may recover from a moment without answers by itself
 const PING_MS = 1000;
 const SILENT_MS = 4500; // nothing heard for this long: the server is gone
 const OPEN_CAP_MS = 12000;
 
 /** A refusal or a loss, in words for the page. `retry`: worth trying again without the user. */
 export class LinkError extends Error {
-  constructor(title, message, { retry = false } = {}) {
+  constructor(title, message, { retry = false, gone = false } = {}) {
     super(message);
     this.title = title;
     this.retry = retry;
+    this.gone = gone; // the session to come back to has ended
   }
 }
 
@@ -34,7 +36,21 @@ export async function call(path, { token, ...init } = {}) {
   const title = full ? "The server is full"
     : answer.status === 401 ? "A token is needed"
     : answer.status < 500 ? "The server refused" : "The server failed";
-  throw new LinkError(title, words, { retry: full || answer.status >= 500 });
+  throw new LinkError(title, words, { retry: full || answer.status >= 500, gone: answer.status === 410 });
+}
+
+/** STUN and TURN servers with credentials that last a while; none when the server cannot say. */
+export async function iceServers(token) {
+  const known = iceServers.known;
+  if (known && performance.now() < known.until) return known.servers;
+  try {
+    const { iceServers: servers, ttl_s: ttl } = await call("ice-servers", { token });
+    iceServers.known = { servers, until: performance.now() + ttl * 500 };
+    return servers;
+  } catch (error) {
+    if (error.title === "A token is needed") throw error;
+    return [];
+  }
 }
 
 /**
@@ -42,7 +58,14 @@ export async function call(path, { token, ...init } = {}) {
  * `lost` is called at most once, and never after close().
  */
 export class Link {
-  #pc = new RTCPeerConnection();
+  static #replaced = [];
+
+  /** Close old connections, but that many. */
+  static #end(kept) {
+    while (Link.#replaced.length > kept) Link.#replaced.shift().close();
+  }
+
+  #pc;
   #channel;
   #session = null;
   #token;
@@ -54,10 +77,15 @@ export class Link {
   #nextPing = 1;
   #senders = {};
   #ending = "The server ended the session.";
+  #candidates = [];
+  #flushing = 0;
+  #shaky = 0;
 
-  constructor({ token, on }) {
+  constructor({ token, servers = [], on }) {
     this.#token = token;
     this.#on = on;
+    this.#pc = new RTCPeerConnection({ iceServers: servers });
+    this.#pc.onicecandidate = ({ candidate }) => this.#found(candidate);
     this.#channel = this.#pc.createDataChannel("penstock", { ordered: true });
     this.#channel.onmessage = (event) => this.#receive(event.data);
     this.#channel.onclose = () => this.#lose("The connection was closed", this.#ending);
@@ -66,30 +94,47 @@ export class Link {
       this.#on.track(track);
     };
     this.#pc.onconnectionstatechange = () => {
-      if (this.#pc.connectionState === "failed") this.#lose("The connection was lost", "No path to the server is left.");
+      clearTimeout(this.#shaky);
+      const lost = () => this.#lose("The connection was lost", "No path to the server is left.");
+      if (this.#pc.connectionState === "failed") lost();
+      if (this.#pc.connectionState === "disconnected") this.#shaky = setTimeout(lost, DISCONNECTED_MS);
     };
   }
 
-  /** Connect; resolves when the data channel is open. Without a track the line is still there for later. */
-  async open({ graph, audio, video, constraints }) {
+  get live() {
+    return !this.#closed && this.#channel.readyState === "open";
+  }
+
+  /**
+   * Connect; resolves when the data channel is open, to whether it is the session of `resume`: {token, after}.
+   * Without a track the line is still there for later. The offer leaves at once, candidates follow it.
+   */
+  async open({ graph, audio, video, resume }) {
     for (const [kind, track] of [["audio", audio], ["video", video]]) {
       const wanted = track ?? kind;
       this.#senders[kind] = this.#pc.addTransceiver(wanted, { direction: "sendrecv" }).sender;
     }
     await this.#pc.setLocalDescription(await this.#pc.createOffer());
-    await this.#gathered();
-    const body = { sdp: this.#pc.localDescription.sdp, type: "offer", ...(graph && { graph }) };
+    const body = {
+      sdp: this.#pc.localDescription.sdp, type: "offer", ...(graph && { graph }),
+      ...(resume && { resume: resume.token, after: resume.after }),
+    };
     const answer = await call("session", {
-      method: "POST", token: this.#token, body: JSON.stringify(body),
-      headers: { "Content-Type": "application/json" }, signal: constraints?.signal,
+      method: "POST", token: this.#token, body: JSON.stringify(body), headers: { "Content-Type": "application/json" },
     });
     this.#session = answer.session;
-    if (this.#closed) return this.#forget();
+    if (this.#closed) {
+      this.#forget();
+      throw new LinkError("The session was left", "You left before it began.");
+    }
+    this.#flush();
     await this.#pc.setRemoteDescription({ type: "answer", sdp: answer.sdp });
     await this.#opened();
     this.#heard = performance.now();
     this.#timer = setInterval(() => this.#ping(), PING_MS);
+    Link.#end(0);
     this.#on.open();
+    return Boolean(answer.resumed);
   }
 
   /** Send one message; false when the channel is not open. */
@@ -124,26 +169,61 @@ export class Link {
     return figures;
   }
 
-  /** Idempotent. Also tells the server, even while the page is being left. */
-  close() {
+  /** Idempotent. Also tells the server, even while the page is being left. keep: the session is to go on. */
+  close({ keep = false } = {}) {
     if (this.#closed) return;
     this.#closed = true;
     clearInterval(this.#timer);
-    this.#pc.close();
-    this.#forget();
+    clearTimeout(this.#shaky);
+    clearTimeout(this.#flushing);
+    // to end it would say goodbye: a connection that another replaces stays until that one is open
+    Link.#replaced.push(this.#pc);
+    Link.#end(keep ? 1 : 0);
+    if (!keep) this.#forget();
+  }
+
+  /** The page is being left, perhaps to be loaded again: the server keeps the session for some seconds. */
+  away() {
+    if (this.#session && !this.#closed) this.#tell(`session/${encodeURIComponent(this.#session)}/reload`, { method: "POST" });
+    this.close({ keep: true });
   }
 
   #forget() {
-    if (!this.#session) return;
-    const headers = this.#token ? { Authorization: `Bearer ${this.#token}` } : {};
-    fetch(`session/${encodeURIComponent(this.#session)}`, { method: "DELETE", keepalive: true, headers }).catch(() => {});
+    if (this.#session) this.#tell(`session/${encodeURIComponent(this.#session)}`, { method: "DELETE" });
     this.#session = null;
+  }
+
+  #tell(path, init) {
+    const headers = { ...init.headers, ...(this.#token && { Authorization: `Bearer ${this.#token}` }) };
+    fetch(path, { keepalive: true, ...init, headers }).catch(() => {});
   }
 
   #lose(title, words) {
     if (this.#closed) return;
-    this.close();
+    this.close({ keep: true });
     this.#on.lost(new LinkError(title, words, { retry: true }));
+  }
+
+  #found(candidate) {
+    this.#candidates.push(candidate);
+    clearTimeout(this.#flushing);
+    this.#flushing = setTimeout(() => this.#flush(), TRICKLE_MS);
+  }
+
+  /** Send the candidates so far, as RFC 8840 writes them. Those of the offer's SDP are there already. */
+  #flush() {
+    if (!this.#session || !this.#candidates.length || this.#closed) return;
+    const lines = [];
+    let end = false;
+    for (const found of this.#candidates.splice(0)) {
+      if (!found?.candidate) { end = true; continue; }
+      if (!lines.length) lines.push(`a=ice-ufrag:${found.usernameFragment}`);
+      lines.push("m=audio 9 UDP/TLS/RTP/SAVPF 0", `a=mid:${found.sdpMid}`, `a=${found.candidate}`);
+    }
+    if (end) lines.push("a=end-of-candidates");
+    this.#tell(`session/${encodeURIComponent(this.#session)}`, {
+      method: "PATCH", body: `${lines.join("\r\n")}\r\n`, headers: { "Content-Type": "application/trickle-ice-sdpfrag" },
+    });
   }
 
   #receive(data) {
@@ -172,16 +252,6 @@ export class Link {
     this.#pings.set(id, performance.now());
     if (this.#pings.size > 8) this.#pings.delete(this.#pings.keys().next().value);
     this.send("ping", { id });
-  }
-
-  #gathered() {
-    if (this.#pc.iceGatheringState === "complete") return Promise.resolve();
-    return new Promise((resolve) => {
-      const cap = setTimeout(resolve, GATHER_CAP_MS);
-      this.#pc.addEventListener("icegatheringstatechange", () => {
-        if (this.#pc.iceGatheringState === "complete") { clearTimeout(cap); resolve(); }
-      });
-    });
   }
 
   #opened() {

@@ -1,0 +1,156 @@
+"""Context-aware bitrate: what a picture costs when bits go where the question looks.
+
+    make bench AREA=bitrate                    # two scenes, one seed: under four minutes of CPU
+    make bench AREA=bitrate ARGS=--full        # three scenes, two seeds, as B90 is defined
+    make bench AREA=bitrate ARGS='--only b90 --scenes desk --seeds 0,1'
+
+b90: kb/s at which 90 % of a small display can still be read (`bitrate_methods.py`), geometric means over scenes and
+seeds; ratios are uniform at 10 pictures a second ÷ the way named, on the same scenes. `oracle` regions are the display's
+true place; `tap` and `rules` are found by the system itself.
+allocator: twelve sessions share an uplink, in simulation (`bitrate_allocator.py`).
+link: edge clients of this project against a server, through an impaired link (`bitrate_link.py`).
+Prints JSON lines, the summary last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+from report import line, note
+
+sys.path.insert(0, str(Path(__file__).parent))
+import bitrate_methods as methods
+from bitrate_found import rules
+from bitrate_methods import Way, oracle, tap, wrong
+from bitrate_scene import SCENES, render
+
+WAYS: dict[str, tuple[str, Way, float]] = {  # codec, way, first guess in kb/s
+    "uniform": ("H264", Way(), 280),
+    "uniform_2fps": ("H264", Way(2), 125),
+    "roi": ("H264", Way(10, oracle()), 110),
+    "roi_2fps": ("H264", Way(2, oracle()), 45),
+    "stale": ("H264", Way(10, oracle(stale_s=1.5)), 115),
+    "wrong_low_conf": ("H264", Way(10, wrong(0.5)), 310),
+    "wrong_full": ("H264", Way(10, wrong(1.0)), 600),
+    "crop": ("H264", Way(10, oracle(), crop=True), 58),
+    "crop_2fps": ("H264", Way(2, oracle(), crop=True), 25),
+    "held": ("H264", Way(10, oracle(), held=True), 140),
+    "tap": ("H264", Way(10, tap()), 130),
+    "tap_2fps": ("H264", Way(2, tap()), 60),
+    "rules": ("H264", Way(10, rules()), 220),
+    "rules_2fps": ("H264", Way(2, rules()), 100),
+    "vp8_uniform": ("VP8", Way(), 310),
+    "vp8_roi": ("VP8", Way(10, oracle()), 190),
+    "vp8_roi_2fps": ("VP8", Way(2, oracle()), 90),
+}
+RATIOS = {  # name: (uniform, way)
+    "roi_ratio": ("uniform", "roi"),
+    "fps_ratio": ("uniform", "uniform_2fps"),
+    "total_ratio": ("uniform", "roi_2fps"),
+    "stale_ratio": ("uniform", "stale"),
+    "crop_ratio": ("uniform", "crop"),
+    "crop_total_ratio": ("uniform", "crop_2fps"),
+    "held_ratio": ("uniform", "held"),
+    "wrong_map_low_conf": ("uniform", "wrong_low_conf"),
+    "wrong_map_full_conf": ("uniform", "wrong_full"),
+    "tap_roi_ratio": ("uniform", "tap"),
+    "tap_total_ratio": ("uniform", "tap_2fps"),
+    "rules_roi_ratio": ("uniform", "rules"),
+    "rules_total_ratio": ("uniform", "rules_2fps"),
+    "vp8_roi_ratio": ("vp8_uniform", "vp8_roi"),
+    "vp8_total_ratio": ("vp8_uniform", "vp8_roi_2fps"),
+}
+
+
+def mean(values: Sequence[float]) -> float:
+    """Geometric."""
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def b90(summary: dict[str, Any], scenes: Sequence[str], seeds: Sequence[int], ways: Sequence[str]) -> None:
+    found: dict[str, dict[str, float]] = {}
+    stills: list[int] = []
+    for scene in scenes:
+        for seed in seeds:
+            shots = render(scene, seed)
+            size, score = methods.still_bytes_at_90(shots)
+            line(measured="still", scene=scene, seed=seed, bytes=size, accuracy=round(score, 3))
+            stills += [size] if size is not None else []
+            for name in ways:
+                codec, way, guess = WAYS[name]
+                began = time.process_time()
+                kbps, points = methods.find_b90(shots, codec, way, guess)
+                line(
+                    measured="b90", scene=scene, seed=seed, way=name, codec=codec,
+                    kbps=round(kbps, 1) if kbps is not None else None,
+                    points=[[round(k, 1), round(a, 3)] for k, a in points],
+                    cpu_s=round(time.process_time() - began, 1),
+                )  # fmt: skip
+                if kbps is not None:
+                    found.setdefault(name, {})[f"{scene}{seed}"] = kbps
+    summary["scenes"], summary["seeds"] = list(scenes), list(seeds)
+    for name, by_scene in found.items():
+        summary[f"{name}_kbps"] = round(mean(list(by_scene.values())), 1)
+    summary |= ratios(found)
+    summary["fetch_bytes_at_90"] = round(sum(stills) / len(stills)) if stills else None
+    summary |= {
+        "attention_roi_ratio": None,
+        "attention_reason": "no model with attention is embedded that reads",
+    }
+
+
+def ratios(found: Mapping[str, Mapping[str, float]]) -> dict[str, float | None]:
+    """On the scenes where both were reached; None where there is none, or not all of the uniform's are."""
+    result: dict[str, float | None] = {}
+    for name, (uniform, way) in RATIOS.items():
+        if uniform not in found and way not in found:
+            continue
+        base, own = found.get(uniform, {}), found.get(way, {})
+        both = sorted(set(base) & set(own))
+        result[name] = (
+            round(mean([base[k] / own[k] for k in both]), 2) if both and len(both) == len(base) else None
+        )
+    return result
+
+
+def parts() -> dict[str, Callable[[dict[str, Any], argparse.Namespace], None]]:
+    def run_b90(summary: dict[str, Any], chosen: argparse.Namespace) -> None:
+        names = chosen.ways.split(",") if chosen.ways else list(WAYS)
+        b90(summary, chosen.scenes.split(","), [int(s) for s in chosen.seeds.split(",")], names)
+
+    return {"b90": run_b90}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--full", action="store_true", help="three scenes and two seeds")
+    parser.add_argument("--only", default="", help="parts, comma-separated")
+    parser.add_argument("--scenes", default="", help=f"of {', '.join(SCENES)}")
+    parser.add_argument("--seeds", default="")
+    parser.add_argument("--ways", default="", help="of b90, comma-separated")
+    chosen = parser.parse_args()
+    chosen.scenes = chosen.scenes or (",".join(SCENES) if chosen.full else "desk,lab")
+    chosen.seeds = chosen.seeds or ("0,1" if chosen.full else "0")
+    cv2.setNumThreads(1)
+    known = parts()
+    names = chosen.only.split(",") if chosen.only else list(known)
+    if unknown := set(names) - set(known):
+        parser.error(f"unknown part {', '.join(unknown)}; known: {', '.join(known)}")
+    summary: dict[str, Any] = {"area": "bitrate"}
+    for name in names:
+        note(f"{name} ...")
+        known[name](summary, chosen)
+    line(**summary)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""`penstock edge`: the command line of the edge client."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import signal
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from .clock import MonotonicClock
+from .secret import resolve
+from .units import parse_rate, parse_video
+
+_ROOT = __name__.split(".")[0]
+err = Console(stderr=True)
+
+
+class Codec(StrEnum):
+    h264 = "h264"
+    vp8 = "vp8"
+
+
+def edge(
+    to: Annotated[str, typer.Option(help="the server's URL", envvar="PENSTOCK_TO")],
+    camera: Annotated[
+        str,
+        typer.Option(help="/dev/video0, a file, a URL (rtsp, http) or synthetic", envvar="PENSTOCK_CAMERA"),
+    ] = "synthetic",
+    graph: Annotated[str, typer.Option(help="which graph; default: the server's first")] = "",
+    token: Annotated[
+        str,
+        typer.Option(
+            envvar="PENSTOCK_TOKEN", help="the server's token; env:NAME and file:PATH too", show_default=False
+        ),
+    ] = "",
+    codec: Annotated[Codec, typer.Option(help="h264 gives the regions more")] = Codec.h264,
+    video: Annotated[
+        str, typer.Option(help="size and most pictures a second; the far end may want fewer")
+    ] = "640x480@30",
+    rate: Annotated[str, typer.Option(help="most bits a second, as 500k; 0: what the path carries")] = "0",
+    once: Annotated[
+        bool, typer.Option("--once", help="end with the file instead of playing it again")
+    ] = False,
+    ask: Annotated[
+        list[str] | None, typer.Option(help="a question for the graph, once connected; may be repeated")
+    ] = None,
+) -> None:
+    """Send a camera to a server from a machine without a browser: bits go where the model looks.
+
+    Connects again when the connection is lost. The answers are printed; Ctrl-C stops.
+    """
+    try:
+        form, most_bps = parse_video(video), 0 if rate == "0" else parse_rate(rate)
+    except ValueError as e:
+        raise typer.BadParameter(str(e)) from e
+    client = importlib.import_module(f"{_ROOT}.transport.edge")
+    options = client.EdgeOptions(
+        url=to,
+        camera=str(Path(camera).expanduser()) if camera.startswith("~") else camera,
+        graph=graph,
+        token=resolve(token) if token else "",
+        codec=codec.value,
+        form=form,
+        most_bps=most_bps,
+        once=once,
+        ask=tuple(ask or ()),
+    )
+    events = client.EdgeEvents(connected=_connected, lost=_lost, message=_message)
+    asyncio.run(_until_stopped(client.Edge(options, MonotonicClock(), events)))
+
+
+async def _until_stopped(client: Any) -> None:
+    """As a service does: SIGTERM ends it in order."""
+    running = asyncio.current_task()
+    assert running is not None
+    loop = asyncio.get_running_loop()
+    stopped = False
+
+    def stop() -> None:
+        nonlocal stopped
+        stopped = True
+        running.cancel()
+
+    with contextlib.suppress(NotImplementedError):
+        loop.add_signal_handler(signal.SIGTERM, stop)
+    try:
+        await client.run()
+    except asyncio.CancelledError:
+        if not stopped:
+            raise
+
+
+def _connected(session: str) -> None:
+    err.print(f"[bold green]connected[/]  session {session}   (Ctrl-C stops)", highlight=False)
+
+
+def _lost(why: str, pause: float) -> None:
+    err.print(
+        f"[yellow]not connected[/]  {_plain(why)}; again in {pause:.0f} s", highlight=False, soft_wrap=True
+    )
+
+
+def _message(message: Mapping[str, Any]) -> None:
+    if message.get("type") == "text" and message.get("kind") != "partial" and message.get("text"):
+        print(f"{message.get('from')}: {message.get('text')}", flush=True)
+    elif message.get("type") == "error":
+        err.print(
+            f"[yellow]server:[/] {_plain(str(message.get('message')))}", highlight=False, soft_wrap=True
+        )
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", r"\[")

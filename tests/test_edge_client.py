@@ -1,0 +1,152 @@
+"""The edge client against a real server on loopback: regions, rate and stills, by WebRTC and data channels only."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from client import serving, until
+from penstock.pipeline import registry, service
+from penstock.pipeline.clock import MS, MonotonicClock
+from penstock.pipeline.compiler import load
+from penstock.pipeline.frame import Frame, VideoFrame
+from penstock.pipeline.stage import In, Outputs, Ports, Stage, StageError
+from penstock.pipeline.units import VideoFormat
+from penstock.transport.edge import Edge, EdgeEvents, EdgeOptions
+from penstock.transport.importance import GRID_W
+
+pytestmark = pytest.mark.net
+
+GRAPH = """
+penstock: 1
+graph: gaze
+nodes:
+  cam: {use: webrtc.in, video: 320x240@30}
+  eye: {use: test.eye, in: {video: 'cam.video|every(200ms)', still: cam.still}}
+"""
+
+
+class Eye(Stage):
+    """Says that the upper left quarter matters, and wants one still of it."""
+
+    ports = Ports({"video": In(VideoFrame), "still": In(VideoFrame)}, {})
+    seen: list[VideoFrame]
+    stills: list[VideoFrame]
+    current: Eye | None = None
+
+    async def setup(self) -> None:
+        Eye.current = self
+        self.seen, self.stills = [], []
+
+    def process(self, port: str, frame: Frame, out: Outputs) -> None:
+        assert isinstance(frame, VideoFrame)
+        if port == "still":
+            self.stills.append(frame)
+            return
+        self.seen.append(frame)
+        self.ctx.emit("importance", boxes=[[0, 0, 0.5, 0.5]], confidence=0.9, ttl_ms=5000, source="boxes")
+        if len(self.seen) == 5:
+            self.ctx.emit("fetch", box=[0, 0, 0.25, 0.25], pts=self.seen[-1].pts)
+
+
+@pytest.fixture
+def gaze(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
+    Eye.current = None
+    monkeypatch.setitem(registry.EXTRA, "test.eye", Eye)
+    path = tmp_path / "gaze.yaml"
+    path.write_text(GRAPH)
+    return {"gaze": load(path)}
+
+
+def options(url: str, **more: Any) -> EdgeOptions:
+    return EdgeOptions(url=url, form=VideoFormat(320, 240, 20), **more)
+
+
+@pytest.mark.parametrize("codec", ["h264", "vp8"])
+def test_bits_follow_the_far_ends_gaze(gaze: dict[str, Any], codec: str) -> None:
+    async def main() -> None:
+        async with serving(gaze) as server:
+            edge = Edge(options(server.url, codec=codec), MonotonicClock())
+            running = asyncio.create_task(edge.run())
+            try:
+                await until(lambda: bool(Eye.current and Eye.current.stills), 20)
+                eye, session = Eye.current, edge.session
+                assert eye is not None
+                assert session is not None
+                sender = session.sender
+                await until(lambda: sender.map is not None and sender.map.dqp(MonotonicClock.now()) == 24)
+                await until(lambda: sender.out.encoder is not None and sender.out.encoder.dqp == 24)
+                assert sender.map is not None
+                assert sender.map.grid[0, 0] == 255
+                assert sender.map.grid[8, GRID_W - 1] == 0
+                assert sender.rate is not None
+                assert sender.rate.fps == 5  # every(200ms) of a camera that makes 20
+                assert sender.out.fps == 5
+                assert sender.out.thinned > 0
+                (still,) = eye.stills
+                assert (still.width, still.height) == (80, 60)  # cut out at full size
+                assert abs(still.pts - eye.seen[4].pts) < 200 * MS  # of the moment that was asked for
+                (live,) = server.sessions.live.values()
+                focus = live.stats()["transport"]["focus"]
+                assert (focus["source"], focus["dqp"], focus["stills"]) == ("boxes", 24.0, 1)
+                assert focus["sender"] == {"h264": "x264", "vp8": "vp8"}[codec]
+            finally:
+                running.cancel()
+                await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(main())
+
+
+def test_it_comes_back_when_the_server_ends_the_session(gaze: dict[str, Any]) -> None:
+    async def main() -> None:
+        lost: list[str] = []
+        async with serving(gaze) as server:
+            events = EdgeEvents(lost=lambda why, pause: lost.append(why))
+            edge = Edge(options(server.url), MonotonicClock(), events)
+            running = asyncio.create_task(edge.run())
+            try:
+                await until(lambda: edge.connections == 1 and bool(server.sessions.live), 20)
+                await server.sessions.close(next(iter(server.sessions.live)), "a test")
+                await until(lambda: edge.connections == 2, 20)
+                assert len(lost) == 1
+            finally:
+                running.cancel()
+                await asyncio.gather(running, return_exceptions=True)
+            await until(lambda: not server.sessions.live)  # it also says goodbye
+
+    asyncio.run(main())
+
+
+def test_a_refusal_for_good_ends_it_in_the_servers_words(gaze: dict[str, Any]) -> None:
+    async def main() -> None:
+        async with serving(gaze) as server:
+            with pytest.raises(StageError, match="unknown graph 'nope'"):
+                await asyncio.wait_for(Edge(options(server.url, graph="nope"), MonotonicClock()).run(), 10)
+
+    asyncio.run(main())
+
+
+def test_a_camera_that_is_not_there_is_told() -> None:
+    async def main() -> None:
+        with pytest.raises(StageError, match="no file"):
+            await Edge(options("http://127.0.0.1:1", camera="none.mp4"), MonotonicClock()).run()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8080", "ftp://x", "http://"])
+def test_what_is_no_url_is_refused(url: str) -> None:
+    with pytest.raises(StageError, match="is not a server's URL"):
+        Edge(options(url), MonotonicClock())
+
+
+def test_the_unit_of_a_camera_starts_the_client_with_its_own_settings() -> None:
+    text = service.unit_text("/opt/penstock/bin/penstock", user=False, template=service.EDGE_TEMPLATE)
+    assert "ExecStart=/opt/penstock/bin/penstock --log-json edge $PENSTOCK_ARGS" in text
+    assert "EnvironmentFile=/etc/penstock/edge-%i.env" in text
+    assert "@" not in text.split("ExecStart=")[1].splitlines()[0]
+    users = service.unit_text("/home/me/penstock", user=True, template=service.EDGE_TEMPLATE)
+    assert "EnvironmentFile=%E/penstock/edge-%i.env" in users
+    assert "DynamicUser" not in users

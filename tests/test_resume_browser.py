@@ -1,0 +1,74 @@
+"""The page keeps its session over a change of network and a reload of the tab, in a real Chromium."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from typing import Any
+
+import pytest
+from harness.chromium import chromium, missing, until
+from harness.serve import serving
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.net,
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(missing()), reason=missing()),
+]
+
+LIVE = "document.body.dataset.state === 'live'"
+LINES = "[...document.querySelectorAll('#talk li')].map((li) => li.textContent)"
+BOTH = f"{LINES}.filter((t) => t.startsWith('remember me')).length"
+
+
+def test_the_page_keeps_its_session_over_a_change_of_network_and_a_reload():
+    with serving("loopback") as served, chromium(size=(1280, 800)) as context:
+
+        def sessions() -> list[dict[str, Any]]:
+            with urllib.request.urlopen(f"{served.url}sessions") as answer:
+                return json.load(answer)["sessions"]
+
+        page = context.new_page()
+        page.goto(served.url)
+        until(page, "!document.getElementById('start').disabled && document.getElementById('graph').value")
+        page.click("#start")
+        until(page, LIVE)
+        page.fill("#chat-line", "remember me")
+        page.press("#chat-line", "Enter")
+        until(page, f"{BOTH} === 2")
+        (session,) = sessions()
+
+        # another network: the browser says so, and the page goes on at once over a new connection
+        page.evaluate("window.first = document.getElementById('remote').srcObject")
+        context.set_offline(True)
+        context.set_offline(False)
+        until(page, f"{LIVE} && document.getElementById('remote').srcObject !== window.first")
+        (now,) = sessions()
+        assert now["id"] == session["id"]
+        page.fill("#chat-line", "remember me too")
+        page.press("#chat-line", "Enter")
+        until(page, f"{BOTH} === 4")
+        assert page.evaluate(f"{LINES}.length") == 4, "nothing is told twice"
+
+        # the tab is loaded again: it starts by itself, with what was said
+        page.reload()
+        until(page, LIVE)
+        until(page, f"{BOTH} === 4")
+        (now,) = sessions()
+        assert now["id"] == session["id"]
+        with urllib.request.urlopen(f"{served.url}session/{session['id']}/stats") as answer:
+            assert json.load(answer)["transport"]["resumes"] == 2
+        until(page, "document.getElementById('remote').getVideoPlaybackQuality().totalVideoFrames > 5")
+
+        # leaving by the button ends it
+        page.click("#leave")
+        until(page, "document.body.dataset.state === 'idle'")
+        for _ in range(50):
+            if not sessions():
+                break
+            page.wait_for_timeout(100)
+        assert sessions() == []
+        page.reload()
+        page.wait_for_timeout(500)
+        assert page.evaluate("document.body.dataset.state") == "idle"

@@ -1,0 +1,371 @@
+"""WHIP and WHEP as RFC 9725 has them, trickle, CORS, and ICE servers: by hand, by FFmpeg, through a real coturn."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import av
+import pytest
+from aiortc import RTCConfiguration, RTCIceServer, RTCPeerConnection, RTCSessionDescription
+from aiortc.rtcconfiguration import RTCIceTransportPolicy
+from client import Client, Colour, Tone, serving, until, within
+from hypothesis import given
+from hypothesis import strategies as st
+from penstock.pipeline.clock import SECOND
+from penstock.pipeline.stage import StageError
+from penstock.transport.access import Access
+from penstock.transport.ice import Ice, read_ice, with_public
+from penstock.transport.offer import OfferError
+from penstock.transport.trickle import SDPFRAG, parse_fragment
+
+SDP = {"Content-Type": "application/sdp"}
+APP = "https://app.example.org"
+
+
+def split(offer: str) -> tuple[str, str]:
+    """The offer without candidates, and the fragment with those of its first section."""
+    lines = offer.splitlines()
+    ufrag = next(line for line in lines if line.startswith("a=ice-ufrag:"))
+    candidates = list(dict.fromkeys(line for line in lines if line.startswith("a=candidate:")))
+    kept = [line for line in lines if not line.startswith(("a=candidate:", "a=end-of-candidates"))]
+    fragment = [ufrag, "m=audio 9 UDP/TLS/RTP/SAVPF 0", "a=mid:0", *candidates, "a=end-of-candidates"]
+    return "\r\n".join(kept) + "\r\n", "\r\n".join(fragment) + "\r\n"
+
+
+@pytest.mark.net
+@pytest.mark.parametrize("kind", ["whip", "whep"])
+def test_status_codes_of_a_session_whose_candidates_come_later(kind: str):
+    async def main() -> None:
+        async with serving() as server, aiohttp.ClientSession(server.url) as http:
+            client = Client()
+            client.pc.addTransceiver("video", direction="sendonly" if kind == "whip" else "recvonly")
+            offer, fragment = split(await client.offer())
+            assert "a=candidate" in fragment
+            async with http.post(f"/{kind}/loopback", data=offer, headers=SDP) as r:
+                assert r.status == 201
+                location, etag, answer = r.headers["Location"], r.headers["ETag"], await r.text()
+            assert etag.startswith('"')
+            assert etag.endswith('"')
+            patch = {"Content-Type": SDPFRAG, "If-Match": etag}
+            other = fragment.replace("a=ice-ufrag:", "a=ice-ufrag:x")
+            for headers, body, status in (
+                ({"Content-Type": SDPFRAG}, fragment, 428),
+                (patch | {"If-Match": '"other"'}, fragment, 412),
+                (patch | {"Content-Type": "application/json"}, fragment, 415),
+                (patch, "hello", 400),
+                (patch, "", 400),
+                (patch | {"If-Match": "*"}, fragment, 422),  # an ICE restart
+                (patch, other, 422),
+                (patch, fragment, 204),
+            ):
+                async with http.patch(location, data=body, headers=headers) as r:
+                    assert r.status == status, (headers, await r.text())
+            await client.pc.setRemoteDescription(RTCSessionDescription(answer, "answer"))
+            await within(client.opened.wait())
+            for method, path, status in (
+                ("GET", f"/{kind}/loopback", 405),
+                ("PUT", f"/{kind}/loopback", 405),
+                ("GET", location, 405),
+                ("DELETE", location.replace("loopback", "other"), 404),
+                ("DELETE", location, 200),
+            ):
+                async with http.request(method, path) as r:
+                    assert r.status == status, (method, path)
+            await until(lambda: not server.sessions.live)
+            async with http.delete(location) as r:
+                assert r.status == 404
+            await client.pc.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.net
+def test_a_session_takes_candidates_that_come_after_the_offer():
+    async def main() -> None:
+        async with serving() as server, aiohttp.ClientSession(server.url) as http:
+            client = Client()
+            offer, fragment = split(await client.offer())
+            async with http.post("/session", json={"sdp": offer}) as r:
+                answer = await r.json()
+            async with http.patch(
+                f"/session/{answer['session']}", data=fragment, headers={"Content-Type": SDPFRAG}
+            ) as r:
+                assert r.status == 204
+            await client.pc.setRemoteDescription(RTCSessionDescription(answer["sdp"], "answer"))
+            await within(client.opened.wait())
+            await client.pc.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.net
+def test_only_allowed_origins_may_call_and_a_preflight_needs_no_token():
+    async def main() -> None:
+        access = Access("secret", origins=frozenset({APP}))
+        asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+        async with serving(access=access) as server, aiohttp.ClientSession(server.url) as http:
+            async with http.options("/whip/loopback", headers={"Origin": APP} | asks) as r:
+                assert r.status == 204
+                assert r.headers["Access-Control-Allow-Origin"] == APP
+                assert "PATCH" in r.headers["Access-Control-Allow-Methods"]
+                assert "If-Match" in r.headers["Access-Control-Allow-Headers"]
+            async with http.options("/whip/loopback", headers={"Origin": "https://evil.example"} | asks) as r:
+                assert r.status == 401
+                assert "Access-Control-Allow-Origin" not in r.headers
+            token = {"Authorization": "Bearer secret"}
+            async with http.get("/graphs", headers={"Origin": APP} | token) as r:
+                assert r.status == 200
+                assert r.headers["Access-Control-Allow-Origin"] == APP
+                assert "Location" in r.headers["Access-Control-Expose-Headers"]
+                assert r.headers["Vary"] == "Origin"
+            async with http.get("/graphs", headers={"Origin": "https://evil.example"} | token) as r:
+                assert r.status == 403
+            async with http.options("/whip/loopback", headers=token) as r:
+                assert (r.status, r.headers["Accept-Post"]) == (204, "application/sdp")
+
+    asyncio.run(main())
+
+
+# ---------------------------------------------------------------- FFmpeg
+
+
+@pytest.mark.net
+@pytest.mark.slow
+@pytest.mark.skipif("whip" not in av.formats_available, reason="this build of PyAV has no WHIP muxer")
+def test_ffmpeg_publishes_by_whip():
+    async def main() -> None:
+        async with serving(access=Access("secret")) as server:
+            script = str(Path(__file__).with_name("whip_push.py"))
+            pushing = await asyncio.create_subprocess_exec(
+                *(sys.executable, script, f"{server.url}/whip/loopback", "secret", "4"),
+                stderr=subprocess.PIPE,
+            )
+            try:
+                await until(lambda: bool(server.sessions.live), 30)
+                (live,) = server.sessions.live.values()
+                seen: dict[str, int] = {}
+
+                def media() -> bool:
+                    if live.peer is not None:
+                        seen.update({kind: t.counts["delivered"] for kind, t in live.peer.tracks.items()})
+                    return seen.get("video", 0) > 15 and seen.get("audio", 0) > 30
+
+                await until(media, 30)
+                await until(lambda: not server.sessions.live, 30)  # it says goodbye by DELETE
+                _, errors = await asyncio.wait_for(pushing.communicate(), 30)
+                assert pushing.returncode == 0, errors.decode()[-2000:]
+            finally:
+                if pushing.returncode is None:
+                    pushing.kill()
+                    await pushing.wait()
+
+    asyncio.run(main())
+
+
+# ---------------------------------------------------------------- STUN and TURN
+
+SECRET = "a shared secret"
+
+
+def test_credentials_are_those_of_the_turn_rest_draft():
+    ice = read_ice(["stun:stun.example.org", "turn:[2001:db8::1]:3478?transport=tcp"], secret=SECRET)
+    user, password = ice.credential("kitchen", 1_700_000_000 * SECOND)
+    assert user == "1700003600:kitchen"
+    expected = hmac.new(SECRET.encode(), user.encode(), hashlib.sha1).digest()
+    assert base64.b64decode(password) == expected
+    assert SECRET not in repr(ice)
+    stun, turn = ice.links("kitchen", 1_700_000_000 * SECOND)
+    assert stun == '<stun:stun.example.org>; rel="ice-server"'
+    assert f'username="{user}"; credential="{password}"; credential-type="password"' in turn
+
+
+@pytest.mark.parametrize(
+    "url", ["http://x", "stun:", "turn:host?transport=sctp", "turn:host:0", "stun:a b", "x"]
+)
+def test_a_wrong_ice_server_is_told(url: str):
+    with pytest.raises(StageError, match="ICE server"):
+        read_ice([url], secret=SECRET)
+
+
+def test_turn_without_credentials_is_told():
+    with pytest.raises(StageError, match="needs credentials"):
+        read_ice(["turn:turn.example.org"])
+
+
+def test_public_addresses_are_offered_beside_the_own():
+    line = "a=candidate:abc 1 udp 2130706431 10.0.0.5 39019 typ host"
+    answer = with_public(f"v=0\r\n{line}\r\na=end-of-candidates\r\n", ("203.0.113.7",))
+    assert answer.splitlines()[2].endswith("203.0.113.7 39019 typ srflx raddr 10.0.0.5 rport 39019")
+    assert len(answer.splitlines()) == 4
+
+
+@contextmanager
+def coturn() -> Generator[int]:
+    """A TURN server on loopback that shares SECRET; its port."""
+    program = shutil.which("turnserver") or shutil.which("turnserver", path="/usr/sbin:/usr/local/bin")
+    if program is None:
+        pytest.skip("needs coturn (apt install coturn)")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen(
+        [
+            *(program, "-n", "--use-auth-secret", f"--static-auth-secret={SECRET}", "--realm=penstock"),
+            *("--listening-ip=127.0.0.1", "--relay-ip=127.0.0.1", f"--listening-port={port}"),
+            *("--allow-loopback-peers", "--cli-password=x", "--no-cli", "--no-tls", "--no-dtls"),
+            *("--log-file=stdout", "--pidfile=/dev/null", "--min-port=49500", "--max-port=49999"),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield port
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+class Relayed(Client):
+    """A client that can only be reached through TURN."""
+
+    def __init__(self, servers: list[dict[str, Any]]) -> None:
+        super().__init__()
+        self.pc = RTCPeerConnection(
+            RTCConfiguration(
+                iceServers=[RTCIceServer(**server) for server in servers],
+                iceTransportPolicy=RTCIceTransportPolicy.RELAY,
+            )
+        )
+        self.channel = self.pc.createDataChannel("penstock")
+        self.channel.on("open", self.opened.set)
+        self.channel.on("message", self._message)
+        self.pc.on("track", self._track)
+
+
+@pytest.mark.net
+@pytest.mark.slow
+def test_a_client_is_relayed_by_coturn_with_credentials_of_ours():
+    async def main(port: int) -> None:
+        ice = read_ice([f"turn:127.0.0.1:{port}?transport=udp"], secret=SECRET)
+        async with serving(ice=ice) as server, aiohttp.ClientSession(server.url) as http:
+            async with http.get("/ice-servers") as r:
+                told = await r.json()
+            assert told["ttl_s"] == 3600
+            for _ in range(50):  # until it listens
+                client = Relayed(told["iceServers"])
+                client.pc.addTrack(Colour())
+                client.pc.addTrack(Tone())
+                if " typ relay" in await client.offer():
+                    break
+                await client.pc.close()
+                await asyncio.sleep(0.1)
+            offer = await client.offer()
+            assert " typ host" not in offer
+            await client.connect(server.url)
+            await within(client.tracks["video"].recv(), 20)
+            client.say({"v": 1, "type": "ping", "id": 1})
+            await client.heard("pong")
+            await client.pc.close()
+            await until(lambda: not server.sessions.live)
+
+            wrong = Relayed([told["iceServers"][0] | {"credential": "wrong"}])
+            wrong.pc.addTrack(Tone())
+            assert " typ relay" not in await wrong.offer()
+            await wrong.pc.close()
+
+            async with http.post("/whip/loopback", data=await plain_offer(), headers=SDP) as r:
+                (link,) = r.headers.getall("Link")
+                assert link.startswith(f'<turn:127.0.0.1:{port}?transport=udp>; rel="ice-server"; username="')
+
+    with coturn() as port:
+        asyncio.run(main(port))
+
+
+async def plain_offer() -> str:
+    client = Client()
+    try:
+        return await client.offer()
+    finally:
+        await client.pc.close()
+
+
+@pytest.mark.net
+def test_a_dead_stun_server_does_not_hold_up_the_answer():
+    async def main() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as deaf:
+            deaf.bind(("127.0.0.1", 0))
+            ice = Ice(stun=(f"stun:127.0.0.1:{deaf.getsockname()[1]}",))
+            async with serving(ice=ice) as server:
+                client = Client()
+                loop = asyncio.get_running_loop()
+                start = loop.time()
+                await client.connect(server.url)
+                assert loop.time() - start < 4  # aioice alone waits 5 s
+                await client.pc.close()
+
+    asyncio.run(main())
+
+
+# ---------------------------------------------------------------- fragments
+
+
+def test_a_fragment_is_read():
+    found = parse_fragment(
+        "a=ice-ufrag:EsAw\r\na=ice-pwd:P2uYro0UCOQ4zxjKXaWCBui1\r\nm=audio 9 RTP/AVP 0\r\na=mid:7\r\n"
+        "a=candidate:1 1 udp 2122260223 192.0.2.1 61764 typ host\r\n"
+        "a=candidate:2 1 udp 2122260223 abc.local 61765 typ host generation 0 ufrag EsAw\r\na=end-of-candidates\r\n"
+    )
+    assert found.ufrags == {"EsAw"}
+    assert [(c.ip, c.port, c.sdpMid) for c in found.candidates] == [
+        ("192.0.2.1", 61764, "7"),
+        ("abc.local", 61765, "7"),
+    ]
+    assert found.end
+
+
+@pytest.mark.parametrize(
+    "candidate",
+    [
+        "1 1 udp 1 evil.example.org 5 typ host",
+        "1 1 udp 1 192.0.2.1 99999 typ host",
+        "1 1 udp 1 192.0.2.1 5 typ x",
+        "",
+    ],
+)
+def test_a_wrong_candidate_is_told_with_its_line(candidate: str):
+    with pytest.raises(OfferError, match="line 2"):
+        parse_fragment(f"a=mid:0\r\na=candidate:{candidate}\r\n")
+
+
+@given(
+    st.text(max_size=300)
+    | st.lists(
+        st.sampled_from(
+            [
+                "a=candidate:1 1 udp 9 ::1 9 typ host",
+                "m=x",
+                "a=mid:",
+                "a=end-of-candidates",
+                "a=",
+                "a=candidate: ",
+            ]
+        )
+    ).map("\n".join)
+)
+def test_any_fragment_is_read_or_refused_in_words(text: str):
+    try:
+        parse_fragment(text)
+    except OfferError as e:
+        assert str(e)

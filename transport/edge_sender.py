@@ -1,0 +1,209 @@
+"""What an edge client does with the far end's wishes: no sockets, so that all of it can be tested.
+
+`EdgeSender` keeps the importance map in force, thins the camera to the rate that the far end samples, answers FETCH
+from its ring, and tells what it can do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections import deque
+from collections.abc import Callable
+
+from ..pipeline.clock import MS, SECOND, Clock
+from ..pipeline.frame import VideoFrame
+from .encoders import VideoEncoder
+from .importance import ImportanceMap
+from .outgoing import VideoOut
+from .picture_rate import FrameGate
+from .roi_encoder import RoiEncoder
+from .rt_messages import Caps, Fetch, Imp, NoStill, Rate, Roi, Still, parse, parse_fetch
+from .stills import RING, PictureRing, answer
+
+log = logging.getLogger(__name__)
+
+MAX_MESSAGES = 50  # a second, of the far end's; more are not read
+MAX_FETCHES = 4  # under way
+FETCH_RATE = 10  # a second
+WORN = 60 * SECOND  # a map of a picture older than that: the clocks disagree, its arrival counts
+
+
+class EdgeOut(VideoOut):
+    """A camera's track: with regions, at no more than `fps`, which the far end may lower."""
+
+    def __init__(self, current: Callable[[], ImportanceMap | None], fps: float, most_bps: int = 0) -> None:
+        super().__init__()
+        self.fps = self.most_fps = fps
+        self.most_bps = self.limit_bps = most_bps
+        self.encoder: RoiEncoder | None = None
+        self._current = current
+        self._gate = FrameGate()
+        self.thinned = 0  # pictures that nobody would have looked at
+
+    def make_encoder(self, codec: str, bitrate_bps: int) -> VideoEncoder:
+        self.encoder = RoiEncoder(codec, bitrate_bps, self._current, self.fps)
+        return self.encoder
+
+    def show(self, frame: VideoFrame) -> None:
+        if not self._gate(frame.pts, self.fps):
+            self.thinned += 1
+            return
+        fps = self.fps
+        super().show(frame)
+        self.fps = fps  # told, not measured
+
+    def follow(self, rate: Rate) -> None:
+        self.fps = min(self.most_fps, rate.fps)
+        wanted = rate.kbps * 1000
+        self.limit_bps = min(filter(None, (wanted, self.most_bps)), default=0)
+        self.keyframe_gap = rate.kf_gap_ms * MS
+        if self.encoder is not None:
+            self.encoder.fps = self.fps
+
+
+class EdgeSender:
+    """codec: "h264" or "vp8". reply: sends one binary message on the reliable channel.
+
+    Messages that cannot be read are counted in `errors` and change nothing.
+    """
+
+    def __init__(
+        self, codec: str, fps: float, clock: Clock, reply: Callable[[bytes], None], most_bps: int = 0
+    ) -> None:
+        self.clock = clock
+        self.roi = Roi.x264 if codec.lower() == "h264" else Roi.vp8
+        self.out = EdgeOut(lambda: self.map, fps, most_bps)
+        self.map: ImportanceMap | None = None
+        self.rate: Rate | None = None
+        self.ring = PictureRing()
+        self.errors = 0
+        self.stills = 0
+        self.still_bytes = 0
+        self._reply = reply
+        self._size = (0, 0)
+        self._caps_seq = 0
+        self._heard: deque[int] = deque(maxlen=MAX_MESSAGES)
+        self._fetched: deque[int] = deque(maxlen=FETCH_RATE)
+        self._fetching: set[asyncio.Task[None]] = set()
+
+    # ------------------------------------------------------------ pictures
+
+    def picture(self, frame: VideoFrame) -> None:
+        """One of the camera's, each of them."""
+        self._size = frame.width, frame.height
+        self.ring.add(frame)
+        self.out.show(frame)
+
+    def caps(self) -> Caps:
+        self._caps_seq += 1
+        encoder = self.out.encoder
+        return Caps(
+            roi=self.roi,
+            seq=self._caps_seq,
+            now_ms=self.clock.now() // MS,
+            fetch=True,
+            ring_ms=RING // MS,
+            width=self._size[0],
+            height=self._size[1],
+            imp_seq=self.map.seq if self.map is not None else 0,
+            dqp=round(encoder.dqp) if encoder is not None else 0,
+        )
+
+    # ------------------------------------------------------------ what the far end says
+
+    def receive(self, data: str | bytes) -> None:
+        """A message of `penstock-rt`."""
+        now = self.clock.now()
+        if len(self._heard) == MAX_MESSAGES and now - self._heard[0] < SECOND:
+            self.errors += 1
+            return
+        self._heard.append(now)
+        try:
+            message = parse(data if isinstance(data, bytes) else data.encode())
+        except ValueError as e:
+            self._refuse(e)
+            return
+        if isinstance(message, Imp):
+            self._imp(message, now)
+        elif isinstance(message, Rate) and (self.rate is None or _newer(message.seq, self.rate.seq)):
+            self.rate = message
+            self.out.follow(message)
+
+    def _imp(self, imp: Imp, now: int) -> None:
+        if self.map is not None and not _newer(imp.seq, self.map.seq):
+            return  # out of order
+        age = ((now // MS - imp.capture_ms) & 0xFFFFFFFF) * MS
+        at = now - age if age < WORN else now
+        self.map = ImportanceMap(
+            imp.grid, imp.confidence, at, imp.ttl_ms * MS, imp.dqp_max, imp.source, imp.seq
+        )
+
+    def fetch(self, message: object) -> None:
+        """A FETCH, as its JSON object. Answers later, by `reply`; a bad or too frequent one at once."""
+        now = self.clock.now()
+        try:
+            fetch = parse_fetch(message)
+        except ValueError as e:
+            self._refuse(e)
+            id_ = message.get("id") if isinstance(message, dict) else None
+            if isinstance(id_, int) and 0 <= id_ <= 0xFFFFFFFF:
+                self._reply(NoStill(id_, str(e)).pack())
+            return
+        hurried = len(self._fetched) == FETCH_RATE and now - self._fetched[0] < SECOND
+        if hurried or len(self._fetching) >= MAX_FETCHES:
+            self.errors += 1
+            self._reply(NoStill(fetch.id, f"too many: {FETCH_RATE} a second are taken").pack())
+            return
+        self._fetched.append(now)
+        task = asyncio.create_task(self._answer(fetch, now), name="edge/fetch")
+        self._fetching.add(task)
+        task.add_done_callback(self._fetching.discard)
+
+    async def _answer(self, fetch: Fetch, came: int) -> None:
+        frame = self.ring.at(self._pts(fetch.capture_ms))
+        found: Still | NoStill = await asyncio.get_running_loop().run_in_executor(
+            None, answer, fetch, frame, _ms
+        )
+        if self.clock.now() - came > fetch.deadline_ms * MS:
+            found = NoStill(fetch.id, "its deadline has passed")
+        if isinstance(found, Still):
+            self.stills += 1
+            self.still_bytes += len(found.data)
+        self._reply(found.pack())
+
+    def _pts(self, capture_ms: int | None) -> int | None:
+        """Of ms modulo 2^32, the time nearest to now."""
+        if capture_ms is None:
+            return None
+        now_ms = self.clock.now() // MS
+        behind = (now_ms - capture_ms) & 0xFFFFFFFF
+        return (now_ms - (behind if behind < 1 << 31 else behind - (1 << 32))) * MS
+
+    def _refuse(self, error: ValueError) -> None:
+        self.errors += 1
+        log.debug("a message was refused: %s", error)
+
+    def close(self) -> None:
+        for task in self._fetching:
+            task.cancel()
+        self.out.stop()
+
+
+def fetch_of(raw: str) -> object | None:
+    """The object of a FETCH on `penstock`; None when it is any other message."""
+    try:
+        message = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    return message if isinstance(message, dict) and message.get("type") == "fetch" else None
+
+
+def _newer(seq: int, than: int) -> bool:
+    """RFC 1982, 16 bits."""
+    return 0 < (seq - than) & 0xFFFF < 0x8000
+
+
+def _ms(pts: int) -> int:
+    return pts // MS
