@@ -82,6 +82,47 @@ def start_and_stop(graphs: list[str]) -> tuple[float, float, bool, float]:
             manager.close()
 
 
+async def drain(sessions: int) -> dict[str, object]:
+    """SIGTERM with live sessions that leave when told: seconds to exit, and chat lines that never came back."""
+    import soak
+    from client import Client
+
+    async def chat(client: Client) -> tuple[int, int]:
+        sent = 0
+        while not any(m["type"] == "event" and m["name"] == "draining" for m in client.messages):
+            client.say({"v": 1, "type": "chat", "text": str(sent)})
+            sent += 1
+            await asyncio.sleep(0.1)
+        for _ in range(5):  # the session is still served after it was told
+            client.say({"v": 1, "type": "chat", "text": str(sent)})
+            sent += 1
+        await client.heard("text", lambda m: m["text"] == str(sent - 1))
+        got = {m["text"] for m in client.messages if m["type"] == "text"}
+        await client.pc.close()
+        return sent, len(got)
+
+    with tempfile.TemporaryDirectory() as folder:
+        process, port, manager = soak.start(folder, ["loopback"])
+        try:
+            clients = [await soak.joined(f"http://127.0.0.1:{port}", "loopback") for _ in range(sessions)]
+            chats = [asyncio.create_task(chat(client)) for client in clients]
+            await asyncio.sleep(2)
+            process.send_signal(signal.SIGTERM)
+            begun = time.monotonic()
+            counts = await asyncio.gather(*chats)
+            status = await asyncio.to_thread(process.wait, 30)
+            return {
+                "sessions": sessions,
+                "drain_s": round(time.monotonic() - begun, 2),
+                "lines_sent": sum(c[0] for c in counts),
+                "lines_lost": sum(c[0] - c[1] for c in counts),
+                "exit_status": status,
+            }
+        finally:
+            process.kill()
+            manager.close()
+
+
 async def longest_gap(*, reload: bool) -> float:
     """The longest time between two frames at the sink, ms; with `reload` one node of three is replaced."""
     session = Session(compile_test(CHAIN % 5), "s", LoopClock(asyncio.get_running_loop()))
@@ -144,6 +185,8 @@ def main() -> None:
     starts = [start_and_stop(usable) for _ in range(3)]
     for ready_s, stop_s, ready, used in starts:
         line(what="start", ready=ready, ready_s=round(ready_s, 2), cpu_s=used, stop_s=round(stop_s, 2))
+    drained = asyncio.run(drain(4))
+    line(what="drain", **drained)
     quiet = asyncio.run(longest_gap(reload=False))
     gap = asyncio.run(longest_gap(reload=True))
     line(what="reload", gap_ms=round(gap, 1), gap_without_ms=round(quiet, 1), frame_ms=20)
@@ -158,6 +201,8 @@ def main() -> None:
         ready_s=round(sorted(s[0] for s in starts)[1], 2),
         ready_cpu_s=sorted(s[3] for s in starts)[1],
         stop_idle_s=round(sorted(s[1] for s in starts)[1], 2),
+        drain_4_s=drained["drain_s"],
+        drain_4_lost=drained["lines_lost"],
         reload_gap_ms=round(gap, 1),
         gap_without_reload_ms=round(quiet, 1),
         graphs=usable,
