@@ -2,6 +2,7 @@
 # make test    set everything up and run all tests
 # make check   tests, lint, format, types, import rules
 # make bench AREA=studio   one benchmark; JSON lines, the summary last
+# make test-systemd   the service under a real systemd, in a container of its own (root)
 # make soak    ten minutes of sessions that stay, come and go: does anything grow?
 # make audit   known vulnerabilities of what is installed; make sbom writes sbom.json (CycloneDX)
 
@@ -14,7 +15,7 @@ PORT ?= 8080
 # this exact version first: a range would pull another build and gigabytes with it
 TORCH := torch==2.13.0
 
-.PHONY: run test test-fast check fix bench audit sbom soak clean
+.PHONY: run test test-fast check fix bench audit sbom soak test-systemd clean
 
 run: $(VENV)/.run
 	@exec $(BIN)/penstock serve --port $(PORT)
@@ -61,6 +62,9 @@ audit: $(VENV)/.dev
 
 sbom: $(VENV)/.dev
 	@$(BIN)/python deploy/supply/audit.py sbom sbom.json
+
+test-systemd: $(VENV)/.run
+	@tests/harness/systemd_root.sh
 
 soak: $(VENV)/.dev
 	@$(BIN)/python benchmarks/soak.py $(ARGS)

@@ -30,8 +30,11 @@ Run = Callable[[list[str]], int]
 def unit_text(program: str, *, user: bool, template: str = TEMPLATE) -> str:
     """The unit file for that program path."""
     text = (files("penstock.systemd") / template).read_text(encoding="utf-8")
-    in_home = Path(program).resolve().is_relative_to("/home") or Path(program).resolve().is_relative_to(
-        "/root"
+    # a virtual environment elsewhere may still use an interpreter that lies in somebody's home (pyenv, uv)
+    in_home = any(
+        Path(part).resolve().is_relative_to(home)
+        for part in (program, sys.base_prefix)
+        for home in ("/home", "/root")
     )
     text = text.replace("@PENSTOCK@", program)
     text = text.replace("@HOME_ACCESS@", "read-only" if in_home or user else "yes")
