@@ -263,6 +263,7 @@ def test_a_client_is_relayed_by_coturn_with_credentials_of_ours():
             async with http.get("/ice-servers") as r:
                 told = await r.json()
             assert told["ttl_s"] == 3600
+            client: Client = Relayed(told["iceServers"])
             for _ in range(50):  # until it listens
                 client = Relayed(told["iceServers"])
                 client.pc.addTrack(Colour())
