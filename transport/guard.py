@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
@@ -53,16 +54,22 @@ class Guard:
     """Checks each request before its handler, and words each failure after it.
 
     host: what the server is bound to. routes: with the scopes that each asks for. open_paths: served without
-    a token (the page itself, which has no secrets).
+    a token (the page itself, which has no secrets). refusals: counted by status.
     """
 
     def __init__(
-        self, host: str, access: Access, clock: Clock, routes: Iterable[Route], open_paths: frozenset[str]
+        self,
+        host: str,
+        access: Access,
+        clock: Clock,
+        routes: Iterable[Route],
+        open_paths: frozenset[str],
+        refusals: Counter[int],
     ) -> None:
         self.local_only = is_loopback(host)
         self.access = access
         self.open_paths = open_paths
-        self.refusals: dict[int, int] = {}
+        self.refusals = refusals
         self._rates = Rates(clock, access.rate)
         self._scopes = {(route.method, route.path): route.scopes for route in routes}
 
@@ -152,7 +159,7 @@ class Guard:
                 log.exception("%s %s failed", request.method, request.path)
                 response = refused(500, "the server failed on this request; its log says why")
             if response.status >= 400:
-                self.refusals[response.status] = self.refusals.get(response.status, 0) + 1
+                self.refusals[response.status] += 1
             return response
 
         return guard

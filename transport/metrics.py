@@ -38,6 +38,7 @@ class Metrics(Collector):
         self, desk: Desk, pools: Callable[[], Mapping[str, DevicePool]], watchdog: LoopWatchdog
     ) -> None:
         self.opened = 0
+        self.refusals: Counter[int] = Counter()  # HTTP answers of 400 and above, by status
         self.extra: Callable[[], Mapping[str, float]] = dict
         self._desk = desk
         desk.on_opened.append(self._count)
@@ -68,11 +69,32 @@ class Metrics(Collector):
             sessions.add_metric([graph], n)
         yield sessions
         yield CounterMetricFamily("penstock_sessions_opened", "Sessions opened", value=self.opened)
+        yield from self._comings()
         yield from self._nodes(running)
         yield from self._loop()
         yield from self._pool_figures()
         for name, value in self.extra().items():
             yield GaugeMetricFamily(f"penstock_{name}", name.replace("_", " "), value=value)
+
+    def _comings(self) -> Iterator[Metric]:
+        """Clients that were lost and came back, and requests that were refused."""
+        sessions = self._desk.sessions
+        parked = sum(bool(live.parked_at) for live in sessions.live.values())
+        yield GaugeMetricFamily(
+            "penstock_sessions_parked", "Sessions whose client is away and may come back", value=parked
+        )
+        yield CounterMetricFamily(
+            "penstock_sessions_resumed", "Times a client came back", value=sessions.resumed
+        )
+        yield CounterMetricFamily(
+            "penstock_sessions_evicted", "Parked sessions that gave way to new ones", value=sessions.evicted
+        )
+        refused = CounterMetricFamily(
+            "penstock_http_refusals", "Requests refused, by status", labels=["status"]
+        )
+        for status, count in sorted(self.refusals.items()):
+            refused.add_metric([str(status)], count)
+        yield refused
 
     def _nodes(self, running: list[LiveSession | HeadlessSession]) -> Iterator[Metric]:
         labels = ["graph", "node"]

@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import socket
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -56,13 +57,15 @@ def token_from_environment() -> str | None:
     return None
 
 
-def make_app(host: str, access: Access, clock: Clock, routes: Sequence[Route]) -> web.Application:
+def make_app(
+    host: str, access: Access, clock: Clock, routes: Sequence[Route], refusals: Counter[int]
+) -> web.Application:
     """The routes, the page, and the guard before them. host: what the app will be bound to."""
     pages = {"/": WEB / "index.html"} | {
         f"/{path.relative_to(WEB).as_posix()}": path for path in sorted(WEB.rglob("*")) if path.is_file()
     }
     open_paths = frozenset(pages) | {route.path for route in routes if route.open}
-    guard = Guard(host, access, clock, routes, open_paths)
+    guard = Guard(host, access, clock, routes, open_paths, refusals)
     app = web.Application(middlewares=[guard.middleware], client_max_size=MAX_BODY)
     app.on_response_prepare.append(guard.prepare)
 
@@ -117,7 +120,7 @@ class Server:
         api = Api(self.desk, self.metrics, lambda: self.not_ready)
         api.routes += Signalling(sessions, ice).routes + Whip(sessions, ice).routes  # described with it
         self._runner = web.AppRunner(
-            make_app(host, access, sessions.clock, api.routes),
+            make_app(host, access, sessions.clock, api.routes, self.metrics.refusals),
             access_log=None,
             handle_signals=False,
             shutdown_timeout=0.5,

@@ -7,7 +7,7 @@ import hmac
 import logging
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from aiohttp import web
 
@@ -35,16 +35,6 @@ class Limits:
     longest: int = 0
 
 
-@dataclass(slots=True)
-class Counts:
-    """What became of requests for sessions."""
-
-    opened: int = 0
-    resumed: int = 0
-    parked_evicted: int = 0
-    refused: dict[str, int] = field(default_factory=dict[str, int])
-
-
 class Sessions:
     """graphs: what clients may ask for; the first is the default. make_peer: with the server's ICE settings."""
 
@@ -60,7 +50,8 @@ class Sessions:
         self.clock = clock
         self.factory = factory
         self.limits = limits
-        self.counts = Counts()
+        self.resumed = 0  # times a client came back
+        self.evicted = 0  # sessions whose client was away, for new ones
         self.live: dict[str, LiveSession] = {}
         self.opened: Callable[[LiveSession], None] = lambda live: None
         self.closed: Callable[[LiveSession], None] = lambda live: None
@@ -106,7 +97,6 @@ class Sessions:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         self.opened(live)
-        self.counts.opened += 1
         log.info("session %s: open, graph %s", live.id, graph)
         return live, answer
 
@@ -130,7 +120,7 @@ class Sessions:
         except Gone:
             raise web.HTTPGone(text="the session has ended; open a new one") from None
         live.caller = caller  # another network has another address
-        self.counts.resumed += 1
+        self.resumed += 1
         return live, answer
 
     async def _make_room(self, caller: Caller) -> None:
@@ -147,10 +137,9 @@ class Sessions:
             rivals, error = found
             away = [s for s in rivals if s.parked_at]
             if not away:
-                self.counts.refused[error.reason] = self.counts.refused.get(error.reason, 0) + 1
                 raise error
             victim = min(away, key=lambda s: s.parked_at)
-            self.counts.parked_evicted += 1
+            self.evicted += 1
             await victim.close("a new session took the place of one whose client was away")
             self.live.pop(victim.id, None)
 
