@@ -83,45 +83,51 @@ class AsrSession:
         self._said: list[AsrEvent] = []
         self._partial = ""
         self._ending = False  # the turn is over once the stream has heard what waits
+        self._last = False  # the block that waits is the turn's last, filled up with silence
+        self._hole: tuple[NDArray[np.float32], int] | None = None  # samples after a hole, and their pts
 
     # ------------------------------------------------------------ audio
 
     def push(self, pcm: NDArray[np.float32], pts: int) -> list[AsrEvent]:
         """(S,) mono float32 at 16 kHz in −1…1, captured from `pts` ns on. Raises: ValueError."""
-        events = [*self.feed(pcm, pts), *self.pump()]
+        self.feed(pcm, pts)
+        events = self.pump()
         while self.ready:
             events.extend(self.rows.commit(self, self.rows.forward([self])[0]))
             events.extend(self.pump())
         return events
 
-    def feed(self, pcm: NDArray[np.float32], pts: int) -> list[AsrEvent]:
-        """Take samples; then `pump` until nothing is `ready`. Events are those of a turn that a hole has ended."""
+    def feed(self, pcm: NDArray[np.float32], pts: int) -> None:
+        """Take samples; then `pump` until nothing is `ready`."""
         if pcm.ndim != 1 or pcm.dtype != np.float32:
             raise ValueError(
                 f"pcm is {pcm.dtype} of shape {pcm.shape}; accepted: float32 of one dimension, 16 kHz"
             )
         if not np.isfinite(pcm).all():
             raise ValueError("pcm holds NaN or infinity; accepted: samples in −1…1")
-        events: list[AsrEvent] = []
+        if self._hole is not None:  # the turn before the hole is not closed yet
+            self._hole = np.concatenate([self._hole[0], pcm]), self._hole[1]
+            return
         if self._anchor is None:
             self._anchor = pts
         hole = pts - self._now() - len(self._rest) * SECOND // RATE_HZ
         if hole > _FILL or hole < -_JITTER:
-            events = self.finish()
-            self._mel, self._rest = LogMelState(loudest=self._mel.loudest), self._rest[:0]
-            self._samples = self._frames * HOP
-            self._anchor = pts - self._samples * SECOND // RATE_HZ
-        elif hole > _JITTER:
+            self._hole = pcm, pts
+            self.end()
+            return
+        if hole > _JITTER:
             pcm = np.concatenate([np.zeros(hole * RATE_HZ // SECOND, np.float32), pcm])
         self._rest = np.concatenate([self._rest, pcm.clip(-1, 1)])
-        return events
 
     def pump(self) -> list[AsrEvent]:
         """Go on until a block is `ready` or the samples are used up. In steps of one size, whatever was fed."""
         events: list[AsrEvent] = []
         while not self.ready:
             if self._ending:
-                events.extend(self.finish())
+                events.extend(self._close())
+                continue
+            if self._hole is not None:
+                self._resume()
             if len(self._rest) < _STEP:
                 break
             step, self._rest = self._rest[:_STEP], self._rest[_STEP:]
@@ -142,42 +148,27 @@ class AsrSession:
         """A block waits to be heard."""
         return self.stream is not None and self.rows.streamer.ready(self.stream)
 
-    def finish(self) -> list[AsrEvent]:
-        """The media ends here, or a turn does: hear what is left of a block, then all words are final."""
-        events: list[AsrEvent] = []
-        self._ending = False
+    def end(self) -> None:
+        """The media ends here, or a turn does: `pump` until nothing is `ready`, then all words are final."""
         if self.gate is not None:
             self.gate.rest()
-        if self.stream is None:
-            return events
-        streamer, stream = self.rows.streamer, self.stream
+        self._ending = self.stream is not None and not self._last
+
+    def finish(self) -> list[AsrEvent]:
+        """`end`, and hear what is left of a block."""
+        self.end()
+        events = self.pump()
         while self.ready:
-            events.extend(self.take(self.rows.forward([self])[0]))
-        queue = stream.encoder.queue
-        missing = (
-            2 + 2 * streamer.plan.block(stream.encoder.at) + streamer.plan.lookahead - queue.frames.shape[1]
-        )
-        if queue.frames.shape[1] > 2:
-            quiet = float(queue.frames[:, 2:].min())
-            queue.push(torch.full((self.rows.mel.n_mels, missing), quiet))
-            events.extend(self.take(streamer.forward([stream])[0], everything=True))
-        else:
-            events.extend(self._events(streamer.finish(stream), ""))
-        if self._said:
-            text = " ".join(e.text for e in self._said)
-            first, last = self._said[0], self._said[-1]
-            events.append(AsrEvent("endpoint", text, first.begin, last.end, self.turn, self._now()))
-            self.turn += 1
-        elif self._partial:
-            events.append(AsrEvent("partial", "", self._now(), self._now(), self.turn, self._now()))
-        self.stream, self._said, self._partial = None, [], ""
+            events.extend(self.rows.commit(self, self.rows.forward([self])[0]))
+            events.extend(self.pump())
         return events
 
-    def take(self, heard: Heard, *, everything: bool = False) -> list[AsrEvent]:
+    def take(self, heard: Heard) -> list[AsrEvent]:
         """A block's result → events."""
         assert self.stream is not None
-        words = self.rows.streamer.commit(self.stream, heard, everything=everything)
-        return self._events(words, self.rows.streamer.pending(self.stream))
+        words = self.rows.streamer.commit(self.stream, heard, everything=self._last)
+        events = self._events(words, self.rows.streamer.pending(self.stream))
+        return [*events, *self._over()] if self._last else events
 
     def snapshot(self) -> AsrSession:
         """A copy that goes on from here by itself, with the same weights."""
@@ -185,6 +176,40 @@ class AsrSession:
         return copy.deepcopy(self, memo)
 
     # ------------------------------------------------------------ inside
+
+    def _close(self) -> list[AsrEvent]:
+        """Nothing whole waits and the turn is to end: fill the last block up, or end it where nothing is left."""
+        assert self.stream is not None
+        streamer, stream, queue = self.rows.streamer, self.stream, self.stream.encoder.queue
+        self._ending = False
+        if queue.frames.shape[1] <= 2:
+            return [*self._events(streamer.finish(stream), ""), *self._over()]
+        needed = 2 + 2 * streamer.plan.block(stream.encoder.at) + streamer.plan.lookahead
+        quiet = float(queue.frames[:, 2:].min())
+        queue.push(torch.full((self.rows.mel.n_mels, needed - queue.frames.shape[1]), quiet))
+        self._last = True
+        return []
+
+    def _over(self) -> list[AsrEvent]:
+        """The turn has been heard to its end."""
+        events: list[AsrEvent] = []
+        if self._said:
+            text = " ".join(e.text for e in self._said)
+            first, last = self._said[0], self._said[-1]
+            events.append(AsrEvent("endpoint", text, first.begin, last.end, self.turn, self._now()))
+            self.turn += 1
+        elif self._partial:
+            events.append(AsrEvent("partial", "", self._now(), self._now(), self.turn, self._now()))
+        self.stream, self._said, self._partial, self._last = None, [], "", False
+        return events
+
+    def _resume(self) -> None:
+        """Begin anew after a hole."""
+        assert self._hole is not None
+        (pcm, pts), self._hole = self._hole, None
+        self._mel, self._rest = LogMelState(loudest=self._mel.loudest), pcm.clip(-1, 1)
+        self._samples = self._frames * HOP
+        self._anchor = pts - self._samples * SECOND // RATE_HZ
 
     def _hear(self, mel: Tensor) -> None:
         """New mel frames: to the stream while somebody speaks, else to the pre-roll."""

@@ -10,28 +10,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+_SMALLEST = 128  # positions allocated at first; doubled when they are full
+
 
 @dataclass(slots=True)
 class KvBuffer:
-    """Keys and values of one layer of one stream, preallocated.
+    """Keys and values of one layer of one stream, preallocated, of at most `capacity` positions.
 
     What lies beyond `fill` is scratch: a forward may write there and be repeated or dropped; only `advance`
-    makes it part of the state.
+    makes it part of the state. Memory is doubled as it fills: short turns stay small, and attention over all that is
+    allocated (as onnxruntime does it, without a copy) costs little more than over what is filled.
     """
 
-    k: Tensor  # (H, C, Dh)
-    v: Tensor  # (H, C, Dh)
+    k: Tensor  # (H, A, Dh), A ≤ capacity
+    v: Tensor  # (H, A, Dh)
+    capacity: int
     fill: int = 0
 
     @classmethod
     def empty(cls, heads: int, capacity: int, width: int, like: Tensor) -> KvBuffer:
-        # zeros, not empty: the system maps untouched pages to nothing, so that short streams stay small
-        shape = (heads, capacity, width)
-        return cls(like.new_zeros(shape), like.new_zeros(shape))
-
-    @property
-    def capacity(self) -> int:
-        return int(self.k.shape[1])
+        shape = (heads, min(capacity, _SMALLEST), width)
+        return cls(like.new_zeros(shape), like.new_zeros(shape), capacity)
 
     def put(self, k: Tensor, v: Tensor, at: int) -> None:
         """Write (H, n, Dh) at position `at`, which is `fill` or beyond."""
@@ -40,6 +39,8 @@ class KvBuffer:
             raise ValueError(
                 f"positions {at} to {end} are outside the scratch {self.fill} to {self.capacity}"
             )
+        if end > self.k.shape[1]:
+            self._grow(end)
         self.k[:, at:end] = k
         self.v[:, at:end] = v
 
@@ -57,6 +58,16 @@ class KvBuffer:
             self.k[:, :keep] = self.k[:, begin : self.fill].clone()
             self.v[:, :keep] = self.v[:, begin : self.fill].clone()
             self.fill = keep
+
+    def _grow(self, needed: int) -> None:
+        room = self.k.shape[1]
+        while room < needed:
+            room *= 2
+        heads, old, width = self.k.shape
+        for name in ("k", "v"):
+            new = self.k.new_zeros(heads, min(room, self.capacity), width)
+            new[:, :old] = getattr(self, name)
+            setattr(self, name, new)
 
 
 class Attention(nn.Module):
@@ -103,10 +114,28 @@ class Attention(nn.Module):
         y = torch.cat(heads, 1) if len(heads) > 1 else heads[0]  # (H, N, Dh)
         return self.out(y.transpose(0, 1).flatten(1))
 
-    def forward(self, x: Tensor, xa: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """The whole at once, for training and reference: x (B, T, D), xa (B, S, D), mask (B, 1, T, S)."""
+    def forward(
+        self,
+        x: Tensor,
+        xa: Tensor | None = None,
+        mask: Tensor | None = None,
+        weights: list[Tensor] | None = None,
+    ) -> Tensor:
+        """The whole at once, for training and reference: x (B, T, D), xa (B, S, D), mask (B, 1, T, S).
+
+        weights: takes the attention, (B, H, T, S)."""
         k, v = self.keys_values(x if xa is None else xa)
-        y = F.scaled_dot_product_attention(self.split(self.query(x)), k, v, attn_mask=mask)
+        q = self.split(self.query(x))
+        if weights is None and not torch.is_grad_enabled():
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        else:  # written out: on CPUs the fused one is several times slower backwards
+            logits = (q / math.sqrt(q.shape[-1])) @ k.transpose(-1, -2)
+            if mask is not None:
+                logits = logits.masked_fill(~mask, -math.inf)
+            spread = logits.softmax(-1)
+            if weights is not None:
+                weights.append(spread)
+            y = spread.to(v) @ v
         return self.out(y.transpose(1, 2).flatten(2))
 
 
@@ -128,10 +157,15 @@ class Block(nn.Module):
         self.mlp_ln = nn.LayerNorm(width)
 
     def forward(
-        self, x: Tensor, mask: Tensor | None, xa: Tensor | None = None, cross_mask: Tensor | None = None
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        xa: Tensor | None = None,
+        cross_mask: Tensor | None = None,
+        weights: list[Tensor] | None = None,
     ) -> Tensor:
-        """(B, T, D) → (B, T, D), the whole at once."""
+        """(B, T, D) → (B, T, D), the whole at once. weights: takes the cross-attention."""
         x = x + self.attn(self.attn_ln(x), None, mask)
         if self.cross_attn is not None and self.cross_attn_ln is not None:
-            x = x + self.cross_attn(self.cross_attn_ln(x), xa, cross_mask)
+            x = x + self.cross_attn(self.cross_attn_ln(x), xa, cross_mask, weights)
         return x + self.mlp(self.mlp_ln(x))

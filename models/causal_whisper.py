@@ -51,6 +51,30 @@ class TextRow:
     attention: list[Tensor] = field(default_factory=list[Tensor])  # (H, n, A) of the upper layers
 
 
+def fresh_state(dims: WhisperDims, plan: BlockPlan, like: Tensor) -> EncoderState:
+    """A stream's beginning, with buffers for the plan's window; dtype and device of `like`."""
+    capacity = dims.n_audio_ctx if plan.left is None else 2 * plan.left + plan.first
+    width = dims.n_audio_state // dims.n_audio_head
+    layers = [KvBuffer.empty(dims.n_audio_head, capacity, width, like) for _ in range(dims.n_audio_layer)]
+    return EncoderState(MelQueue.empty(dims.n_mels, like), layers)
+
+
+def advanced(state: EncoderState, n: int, plan: BlockPlan) -> None:
+    """Take over what a step of `n` frames left in the scratch."""
+    state.queue.drop(n)
+    state.at += n
+    for kv in state.layers:
+        kv.advance(n)
+        if plan.left is not None and kv.fill + plan.first > kv.capacity:
+            kv.shift(plan.left)
+
+
+def fresh_cache(dims: WhisperDims, capacity: int, like: Tensor) -> list[KvBuffer]:
+    """Empty buffers of the decoder for `capacity` positions, one a layer."""
+    width = dims.n_text_state // dims.n_text_head
+    return [KvBuffer.empty(dims.n_text_head, capacity, width, like) for _ in range(dims.n_text_layer)]
+
+
 class Encoder(ConvFront):
     """Mel frames → states of 20 ms. `step` over blocks equals `forward` over the whole."""
 
@@ -67,11 +91,7 @@ class Encoder(ConvFront):
 
     def start(self, plan: BlockPlan) -> EncoderState:
         """State of a stream that begins now, with buffers for the plan's window."""
-        dims, like = self.dims, self.conv1.weight
-        capacity = dims.n_audio_ctx if plan.left is None else 2 * plan.left + plan.first
-        width = dims.n_audio_state // dims.n_audio_head
-        layers = [KvBuffer.empty(dims.n_audio_head, capacity, width, like) for _ in range(dims.n_audio_layer)]
-        return EncoderState(self.init_state(), layers)
+        return fresh_state(self.dims, plan, self.conv1.weight)
 
     def step(self, states: Sequence[EncoderState], n: int, plan: BlockPlan) -> Tensor:
         """The next `n` frames of each stream: (B, n, D). Changes nothing but scratch; see `commit`."""
@@ -99,15 +119,12 @@ class Encoder(ConvFront):
 
     def commit(self, state: EncoderState, n: int, plan: BlockPlan) -> None:
         """Take over what `step` left in the scratch."""
-        state.queue.drop(n)
-        state.at += n
-        for kv in state.layers:
-            kv.advance(n)
-            if plan.left is not None and kv.fill + plan.first > kv.capacity:
-                kv.shift(plan.left)
+        advanced(state, n, plan)
 
-    def forward(self, mel: Tensor, plan: BlockPlan) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Reference and training: (B, M, 2T) whole windows → (B, T, D), T ≤ n_audio_ctx without a left window."""
+    def forward(self, mel: Tensor, plan: BlockPlan, layers: list[Tensor] | None = None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Reference and training: (B, M, 2T) whole windows → (B, T, D), T ≤ n_audio_ctx without a left window.
+
+        layers: takes what each layer gives."""
         frames = mel.shape[-1] // 2
         x = self.front(mel, plan)
         size = self.positional_embedding.shape[0]
@@ -115,6 +132,8 @@ class Encoder(ConvFront):
         mask = block_mask(frames, plan).to(x.device)
         for block in self.blocks:
             x = block(x, mask)
+            if layers is not None:
+                layers.append(x)
         return self.ln_post(x)
 
     def front(self, mel: Tensor, plan: BlockPlan) -> Tensor:
@@ -154,10 +173,7 @@ class Decoder(nn.Module):
 
     def start(self, capacity: int) -> list[KvBuffer]:
         """Empty buffers for `capacity` positions, one a layer."""
-        dims = self.dims
-        width = dims.n_text_state // dims.n_text_head
-        like = self.token_embedding.weight
-        return [KvBuffer.empty(dims.n_text_head, capacity, width, like) for _ in range(dims.n_text_layer)]
+        return fresh_cache(self.dims, capacity, self.token_embedding.weight)
 
     def hear(self, audio: Tensor, caches: Sequence[list[KvBuffer]]) -> None:
         """Write the cross-attention keys and values of new states (B, n, D) into each stream's scratch."""
@@ -201,19 +217,27 @@ class Decoder(nn.Module):
             x = x + block.mlp(block.mlp_ln(x))
         return self.ln(x)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """(R, D) → (R, V), float32."""
+    def logits(self, hidden: Tensor, sizes: Sequence[int] = ()) -> Tensor:
+        """(R, D) → (R, V), float32. `sizes`: how many rows are each stream's; here all go at once."""
         if self.head is not None:
             return self.head(hidden)
         return F.linear(hidden, self.token_embedding.weight).float()
 
-    def forward(self, tokens: Tensor, audio: Tensor, audio_mask: Tensor | None = None) -> Tensor:
-        """Reference and training: (B, T), (B, S, D), (B, 1, T or 1, S) → logits (B, T, V)."""
+    def forward(
+        self,
+        tokens: Tensor,
+        audio: Tensor,
+        audio_mask: Tensor | None = None,
+        weights: list[Tensor] | None = None,
+    ) -> Tensor:
+        """Reference and training: (B, T), (B, S, D), (B, 1, T or 1, S) → logits (B, T, V).
+
+        weights: takes each layer's cross-attention, (B, H, T, S)."""
         n = tokens.shape[1]
         x = self.token_embedding(tokens) + self.positional_embedding[:n]
         mask = torch.ones(n, n, dtype=torch.bool, device=x.device).tril()
         for block in self.blocks:
-            x = block(x, mask, audio, audio_mask)
+            x = block(x, mask, audio, audio_mask, weights)
         return self.logits(self.ln(x))
 
 
@@ -225,6 +249,11 @@ class CausalWhisper(nn.Module):
         self.dims = dims
         self.encoder = Encoder(dims)
         self.decoder = Decoder(dims)
+
+    @property
+    def like(self) -> Tensor:
+        """Has the dtype and device of a stream's tensors."""
+        return self.encoder.conv1.weight
 
     @classmethod
     def random(cls, dims: WhisperDims, seed: int = 0) -> CausalWhisper:

@@ -29,6 +29,11 @@ class MelQueue:
     frames: Tensor  # (M, 2 + T): two carried frames, then new ones
     first: bool = True  # nothing has been given yet
 
+    @classmethod
+    def empty(cls, n_mels: int, like: Tensor) -> MelQueue:
+        """Of a stream that begins; dtype and device of `like`."""
+        return cls(torch.zeros(n_mels, _KEEP, dtype=like.dtype, device=like.device))
+
     def push(self, mel: Tensor) -> None:
         """Append (M, T)."""
         self.frames = torch.cat([self.frames, mel.to(self.frames)], 1)
@@ -59,8 +64,7 @@ class ConvFront(nn.Module):
         self.conv2 = nn.Conv1d(width, width, 3, stride=2, padding=1)
 
     def init_state(self) -> MelQueue:
-        weight = self.conv1.weight
-        return MelQueue(torch.zeros(weight.shape[1], _KEEP, dtype=weight.dtype, device=weight.device))
+        return MelQueue.empty(self.conv1.in_channels, self.conv1.weight)
 
     def forward(self, windows: Tensor, first: Tensor) -> Tensor:
         """(B, M, 2 + 2n + 1) windows of B streams, (B,) whether each is its stream's first → (B, n, D)."""

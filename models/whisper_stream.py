@@ -22,6 +22,7 @@ from .attention_kv import KvBuffer
 from .causal_whisper import CausalWhisper, EncoderState, TextRow
 from .local_optimality import TAIL, Hypothesis, agree, branch, checked, revise, settle
 from .whisper_dims import BlockPlan
+from .whisper_ort import OrtWhisper
 from .window_seam import Said, Seam, find_seam
 from .word_times import group_words, token_times
 
@@ -93,7 +94,7 @@ class WhisperStreamer:
 
     def __init__(
         self,
-        model: CausalWhisper,
+        model: CausalWhisper | OrtWhisper,
         tokens: Tokens,
         plan: BlockPlan,
         *,
@@ -118,7 +119,7 @@ class WhisperStreamer:
             )
         bias = torch.zeros(model.dims.n_vocab)
         bias[list(tokens.banned)] = -math.inf
-        self._bias = bias.to(model.decoder.token_embedding.weight.device)
+        self._bias = bias.to(model.like.device)
 
     # ------------------------------------------------------------ streams
 
@@ -127,8 +128,7 @@ class WhisperStreamer:
         dims = self.model.dims
         encoder = self.model.encoder.start(self.plan)
         capacity = encoder.layers[0].capacity
-        like = self.model.encoder.conv1.weight
-        history = None if self.plan.left else like.new_zeros(dims.n_mels, 2 * dims.n_audio_ctx)
+        history = None if self.plan.left else self.model.like.new_zeros(dims.n_mels, 2 * dims.n_audio_ctx)
         cross = self.model.decoder.start(capacity)
         return WhisperStream(encoder, cross, [Hypothesis()], history, origin, last_end=origin)
 
@@ -238,7 +238,7 @@ class WhisperStreamer:
             at += len(row.tokens)
             sizes.append(checked(hyp, self.tail) + 1)
             picks.extend(range(at - sizes[-1], at))
-        logits = self.model.decoder.logits(hidden[picks]) + self._bias
+        logits = self.model.decoder.logits(hidden[picks], sizes) + self._bias
         return rows, list(logits.split(sizes))
 
     def _greedy(
@@ -267,7 +267,7 @@ class WhisperStreamer:
                 rows[i].start = len(self.tokens.prefix) + len(hyps[i].tokens) - 1
                 rows[i].tokens = hyps[i].tokens[-1:]
             hidden = self.model.decoder.step([rows[i] for i in going], align=True)
-            new = self.model.decoder.logits(hidden) + self._bias
+            new = self.model.decoder.logits(hidden, [1] * len(going)) + self._bias
             following = dict(zip(going, new, strict=True))
             for i in going:
                 kept[i].append(torch.cat(rows[i].attention))

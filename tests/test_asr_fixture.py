@@ -12,8 +12,8 @@ from penstock.models.asr_session import AsrEvent, AsrRows, AsrSession
 from penstock.models.log_mel import LogMel
 from penstock.models.lora import adapt, merge
 from penstock.models.training import asr_fixture, flite_words
-from penstock.models.training.aligned import Aligned, collate, loss
-from penstock.models.training.command_speech import WORDS, corpus, phrase
+from penstock.models.training.aligned import Aligned, attention_loss, collate, loss
+from penstock.models.training.command_speech import WORDS, draw, phrase, spoken_bank
 from penstock.models.whisper_dims import BlockPlan
 from penstock.models.whisper_stream import WhisperStreamer
 
@@ -87,13 +87,31 @@ def test_the_voice_says_when_each_word_ends() -> None:
 
 
 @needs_voice
-def test_the_corpus_is_the_same_for_a_seed_and_its_times_are_inside() -> None:
-    first, second = corpus(5, 3), corpus(5, 3)
+def test_utterances_cut_from_a_bank_are_the_same_for_a_seed_and_their_times_are_inside() -> None:
+    bank = spoken_bank(5, 8)
+    first, second = draw(bank, [1, 2], 20), draw(bank, [1, 2], 20)
+    assert any(len(s.words) > 3 for s in first)
     for a, b in zip(first, second, strict=True):
         assert (a.words, a.ends) == (b.words, b.ends)
-        assert np.abs(a.pcm - b.pcm).mean() < 0.01  # the voice's own breath is random
+        assert np.array_equal(a.pcm, b.pcm)
+        assert list(a.ends) == sorted(a.ends)
         assert all(0 < end < len(a.pcm) / 16_000 for end in a.ends)
         assert set(a.words) <= set(WORDS)
+        assert len(a.phones) == len(a.pcm) // 320
+    quiet, loud = list[float](), list[float]()
+    for sample in first:  # phones lie where the sound is
+        level = np.abs(sample.pcm[: len(sample.phones) * 320]).reshape(-1, 320).mean(1)
+        quiet += [float(x) for x in level[sample.phones == 0]]
+        loud += [float(x) for x in level[sample.phones > 0]]
+    assert np.median(loud) > 5 * np.median(quiet)
+
+
+def test_attention_on_the_words_frames_costs_less_than_attention_elsewhere() -> None:
+    spans = torch.tensor([[[2, 5], [0, 0]]])
+    there, elsewhere = torch.zeros(1, 2, 2, 10), torch.zeros(1, 2, 2, 10)
+    there[..., 3] = 1.0
+    elsewhere[..., 8] = 1.0
+    assert attention_loss(there, spans) < 1e-3 < 5 < attention_loss(elsewhere, spans)
 
 
 def utterances(count: int) -> list[Aligned]:
@@ -119,15 +137,15 @@ def test_targets_are_the_words_that_have_ended_before_the_cut() -> None:
 
 @pytest.mark.parametrize("lora", [False, True], ids=["all weights", "adapters"])
 def test_training_lowers_the_loss_and_adapters_merge_into_the_same_model(lora: bool) -> None:
-    model, _ = asr_fixture.initial(0)
+    model, hints = asr_fixture.initial(0)
     plan, items = BlockPlan(chunk=15, first=15), utterances(8)
-    trained = adapt(model, 4) if lora else list(model.parameters())
+    trained = adapt(model, 4) if lora else [*model.parameters(), *hints.parameters()]
     optimiser = torch.optim.AdamW(trained, lr=1e-2 if lora else 2e-3)
     frozen = model.decoder.token_embedding.weight.detach().clone()
     batch = collate(items, plan, [asr_fixture.SOT], asr_fixture.EOT, np.random.default_rng(0))
     values: list[float] = []
     for _ in range(12):
-        value = loss(model, batch, plan)
+        value = loss(model, batch, plan, None if lora else hints, guide=0.3)
         optimiser.zero_grad()
         value.backward()
         optimiser.step()

@@ -1,9 +1,9 @@
 """Train `models/data/asr_fixture.safetensors`: the small recogniser that the closed-loop tests use.
 
-    python -m penstock.models.training.asr_fixture --minutes 6
+    python -m penstock.models.training.asr_fixture --minutes 12
 
 It knows 31 words in one synthetic voice and nothing else: a fixture for the neural path, not a product.
-Seeded; one thread; needs libflite.
+Seeded; one thread; needs libflite. A run that was broken off goes on where it was (`--work`).
 """
 
 from __future__ import annotations
@@ -11,103 +11,164 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import jiwer
 import numpy as np
 import torch
 from rich.progress import Progress
-from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from .. import whisper_loader
 from ..causal_whisper import CausalWhisper
 from ..log_mel import LogMel
 from ..whisper_dims import BlockPlan, WhisperDims
 from ..whisper_loader import Checkpoint
-from .aligned import Aligned, collate, loss
-from .command_speech import WORDS, Sample, corpus
+from .aligned import Aligned, Hints, collate, loss
+from .command_speech import WORDS, Bank, Sample, draw, spoken_bank
 
 DIMS = WhisperDims(
     n_mels=80,
     n_audio_ctx=200,
     n_audio_state=128,
     n_audio_head=4,
-    n_audio_layer=2,
+    n_audio_layer=3,
     n_vocab=len(WORDS) + 2,
     n_text_ctx=48,
     n_text_state=128,
     n_text_head=4,
-    n_text_layer=1,
+    n_text_layer=2,  # one layer finds the last word, the next looks behind it
 )
 EOT, SOT = len(WORDS), len(WORDS) + 1
 PLAN = BlockPlan(chunk=15, first=30)
 OUT = whisper_loader.FIXTURE
-_BATCH = 16
+_BATCH = 24
+_BUCKETS = 4  # batches drawn together and sorted by length
 _RATE = 2e-3
-_WARM = 60  # steps
+_WARM = 80  # steps
+_EASY = 0.25  # of the run: the longest phrase grows from 2 words to 6
+_GUIDE = 0.3  # weight of the attention's loss
+_PHONES = 64  # room for more than the voice has
+_HELD_OUT = 1 << 30  # seeds of evaluation
+
+
+@dataclass(slots=True)
+class Run:
+    """A training run and how far it is."""
+
+    model: CausalWhisper
+    hints: Hints
+    optimiser: torch.optim.AdamW
+    step: int = 0
+    used: float = 0.0  # of the CPU time allowed
+
+    def save(self, path: Path) -> None:
+        parts = (self.model.state_dict(), self.hints.state_dict(), self.optimiser.state_dict())
+        whole = dict(zip(("model", "hints", "optimiser"), parts, strict=True))
+        torch.save(whole | {"step": self.step, "used": self.used}, path.with_suffix(".new"))
+        path.with_suffix(".new").replace(path)
+
+    def load(self, path: Path) -> None:
+        whole: Any = torch.load(path, weights_only=True)
+        self.model.load_state_dict(whole["model"])
+        self.hints.load_state_dict(whole["hints"])
+        self.optimiser.load_state_dict(whole["optimiser"])
+        self.step, self.used = whole["step"], whole["used"]
 
 
 def aligned(sample: Sample, mel: LogMel) -> Aligned:
     """A sample as the model takes it: whole encoder frames only."""
     frames = mel.forward(torch.from_numpy(sample.pcm))
     tokens = tuple(WORDS.index(w) for w in sample.words)
-    return Aligned(frames[:, : frames.shape[1] // 2 * 2], tokens, sample.ends)
+    whole = frames.shape[1] // 2
+    return Aligned(frames[:, : whole * 2], tokens, sample.ends, torch.from_numpy(sample.phones[:whole]))
 
 
-def initial(seed: int) -> tuple[CausalWhisper, nn.Linear]:
-    """An untrained model of the fixture's shape and its auxiliary CTC head."""
+def initial(seed: int) -> tuple[CausalWhisper, Hints]:
+    """An untrained model of the fixture's shape and its teacher."""
     torch.manual_seed(seed)
     model = CausalWhisper(DIMS)
     nn.init.normal_(model.decoder.token_embedding.weight, std=0.1)
     nn.init.normal_(model.decoder.positional_embedding, std=0.05)
-    return model, nn.Linear(DIMS.n_audio_state, len(WORDS) + 1)
+    return model, Hints(DIMS.n_audio_state, _PHONES, len(WORDS))
 
 
-def train(
-    items: list[Aligned],
-    steps: int,
-    seconds: float,
-    seed: int = 0,
-    start: Path | None = None,
-    keep: Path | None = None,
-) -> CausalWhisper:
-    """Train for `steps`, or until `seconds` of this thread's CPU time are used up; the rate falls by either.
+def begin(seed: int) -> Run:
+    """A run's start."""
+    model, hints = initial(seed)
+    weights = [*model.parameters(), *hints.parameters()]
+    return Run(model, hints, torch.optim.AdamW(weights, lr=_RATE, betas=(0.9, 0.98), weight_decay=0.02))
 
-    `start`: go on from the weights of an earlier run. `keep`: write them every 100 steps.
-    """
-    model, ctc = initial(seed)
-    if start is not None:
-        weights16 = load_file(start)
-        model.load_state_dict({k: v.float() for k, v in weights16.items()}, strict=False)
-    weights = [*model.parameters(), *ctc.parameters()]
-    optimiser = torch.optim.AdamW(weights, lr=_RATE, betas=(0.9, 0.98), weight_decay=0.02)
-    rng = np.random.default_rng(seed)
-    begin = time.thread_time()
+
+def advance(run: Run, items: list[Aligned], rng: np.random.Generator) -> float:
+    """One step of gradient descent; the rate falls with `run.used`. Returns the loss."""
+    rate = _RATE * min(1.0, (run.step + 1) / _WARM) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * run.used)))
+    for group in run.optimiser.param_groups:
+        group["lr"] = rate
+    batch = collate(items, PLAN, [SOT], EOT, rng)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = loss(run.model, batch, PLAN, run.hints, _GUIDE)
+    run.optimiser.zero_grad()
+    value.backward()
+    weights = [*run.model.parameters(), *run.hints.parameters()]
+    nn.utils.clip_grad_norm_(weights, 1.0)
+    run.optimiser.step()
+    run.step += 1
+    return value.item()
+
+
+@torch.no_grad()
+def transcribe(model: CausalWhisper, mel: Tensor) -> str:
+    """The whole at once: (M, 2T) → words, greedily."""
+    audio = model.encoder(mel[None], PLAN)
+    tokens: list[int] = []
+    while len(tokens) < DIMS.n_text_ctx - 1:
+        best = int(model.decoder(torch.tensor([[SOT, *tokens]]), audio)[0, -1, :SOT].argmax())
+        if best == EOT:
+            break
+        tokens.append(best)
+    return " ".join(WORDS[t] for t in tokens)
+
+
+def word_error(model: CausalWhisper, bank: Bank, count: int) -> float:
+    """Offline, on utterances whose joins and noises were never trained on."""
+    mel = LogMel(DIMS.n_mels)
+    samples = [s for s in draw(bank, [_HELD_OUT], count) if s.words]
+    model.eval()
+    found = [transcribe(model, aligned(s, mel).mel) for s in samples]
+    model.train()
+    return jiwer.wer([" ".join(s.words) for s in samples], found)
+
+
+def train(bank: Bank, seconds: float, seed: int, keep: Path) -> CausalWhisper:
+    """Train until `seconds` of this thread's CPU time are used up. Writes the run to `keep` now and then."""
+    run, mel = begin(seed), LogMel(DIMS.n_mels)
+    if keep.is_file():
+        run.load(keep)
+    before = run.used
+    since = time.thread_time()
     with Progress() as progress:
-        task = progress.add_task("asr fixture", total=1000)
-        order: list[int] = []
-        for step in range(steps):
-            used = max(step / steps, (time.thread_time() - begin) / seconds)
-            if used >= 1:
-                break
-            if len(order) < _BATCH:
-                order = [int(i) for i in rng.permutation(len(items))]
-            chosen = [items[order.pop()] for _ in range(_BATCH)]
-            batch = collate(chosen, PLAN, [SOT], EOT, rng)
-            rate = _RATE * min(1.0, (step + 1) / _WARM) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * used)))
-            for group in optimiser.param_groups:
-                group["lr"] = rate
-            value = loss(model, batch, PLAN, ctc)
-            optimiser.zero_grad()
-            value.backward()
-            nn.utils.clip_grad_norm_(weights, 1.0)
-            optimiser.step()
-            progress.update(task, completed=1000 * used, description=f"step {step} loss {value.item():.3f}")
-            if step % 100 == 99 and keep is not None:
-                save(model, keep)  # a run that is broken off can go on from here
-            if step % 50 == 0:
-                progress.console.print(f"step {step} used {used:.2f} loss {value.item():.3f}")
-    return model.eval()
+        task = progress.add_task("asr fixture", total=1.0)
+        while run.used < 1:
+            longest = 2 + int(4 * min(1.0, run.used / _EASY))
+            items = [aligned(s, mel) for s in draw(bank, [seed, run.step], _BATCH * _BUCKETS, longest)]
+            items.sort(
+                key=lambda item: item.mel.shape[1]
+            )  # equal lengths together: half of a batch was padding
+            rng = np.random.default_rng([seed, run.step, 1])
+            values = [advance(run, items[i : i + _BATCH], rng) for i in rng.permutation(_BUCKETS) * _BATCH]
+            value = float(np.mean(values))
+            run.used = min(1.0, before + (time.thread_time() - since) / seconds)
+            progress.update(task, completed=run.used, description=f"step {run.step} loss {value:.3f}")
+            if run.step % 40 == 0:
+                progress.console.print(f"step {run.step} used {run.used:.3f} loss {value:.3f}")
+            if run.step % 400 == 0:
+                run.save(keep)
+                progress.console.print(f"step {run.step} word error {word_error(run.model, bank, 40):.3f}")
+    run.save(keep)
+    return run.model.eval()
 
 
 def save(model: CausalWhisper, path: Path) -> None:
@@ -118,18 +179,27 @@ def save(model: CausalWhisper, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=6.0, help="CPU minutes of training")
-    parser.add_argument("--steps", type=int, default=1400)
-    parser.add_argument("--utterances", type=int, default=2400)
+    parser.add_argument("--minutes", type=float, default=12.0, help="CPU minutes of training")
+    parser.add_argument("--phrases", type=int, default=3000, help="spoken once, then cut and joined")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--start", type=Path, help="go on from these weights")
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/asr_fixture"), help="bank and state of the run"
+    )
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    mel = LogMel(DIMS.n_mels)
-    items = [aligned(s, mel) for s in corpus(options.seed, options.utterances)]
-    model = train(items, options.steps, options.minutes * 60, options.seed, options.start, options.out)
+    options.work.mkdir(parents=True, exist_ok=True)
+    kept = options.work / f"phrases-{options.seed}-{options.phrases}.npz"
+    if not kept.is_file():
+        with Progress() as progress:
+            task = progress.add_task("speaking", total=options.phrases)
+            spoken_bank(options.seed, options.phrases, lambda n: progress.update(task, completed=n)).save(
+                kept
+            )
+    bank = Bank.load(kept)
+    model = train(bank, options.minutes * 60, options.seed, options.work / f"run-{options.seed}.pt")
     save(model, options.out)
+    print(f"word error offline {word_error(model, bank, 300):.4f}")
     print(f"{options.out}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters")
 
 

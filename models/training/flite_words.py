@@ -13,6 +13,7 @@ from ..flite_lib import LOCK, RATE_HZ
 VOICE = "slt"
 
 _WORD_BEGINS = b"R:SylStructure.daughter1.daughter1.R:Segment.p.end"
+_END = b"end"
 _WORD_ENDS = b"R:SylStructure.daughtern.daughtern.R:Segment.end"
 
 
@@ -24,6 +25,7 @@ class Spoken:
     words: tuple[str, ...]
     starts: tuple[float, ...]  # s
     ends: tuple[float, ...]  # s
+    phones: tuple[tuple[str, float], ...] = ()  # all segments, silences too: name and end in s
 
 
 def available(voice: str = VOICE) -> bool:
@@ -56,6 +58,12 @@ def speak(text: str, voice: str = VOICE) -> Spoken:
                 starts.append(flite.ffeature_float(item, _WORD_BEGINS))
                 ends.append(flite.ffeature_float(item, _WORD_ENDS))
                 item = flite.item_next(item)
+            phones: list[tuple[str, float]] = []
+            item = flite.relation_head(flite.utt_relation(utterance, b"Segment"))
+            while item:
+                name = flite.item_feat_string(item, b"name").decode()
+                phones.append((name, flite.ffeature_float(item, _END)))
+                item = flite.item_next(item)
         finally:
             flite.delete_utterance(utterance)
-    return Spoken(pcm, tuple(words), tuple(starts), tuple(ends))
+    return Spoken(pcm, tuple(words), tuple(starts), tuple(ends), tuple(phones))
