@@ -13,12 +13,16 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from client import Client, Colour, Tone, serving, until, within
+from client import GRAPHS, Client, Colour, Tone, serving, until, within
 from penstock.pipeline.clock import MS, SECOND, ManualClock, MonotonicClock
+from penstock.pipeline.compiler import load
+from penstock.pipeline.session import Session
 from penstock.transport import _compat, memory
 from penstock.transport.ingress import DECODED, Mailbox
 from penstock.transport.liveness import PROBE, SILENCE, Liveness
 from penstock.transport.peer import Peer
+from penstock.transport.server import Server
+from penstock.transport.sessions import Sessions
 
 pytestmark = pytest.mark.net
 
@@ -269,3 +273,29 @@ def test_fifty_connects_leave_no_task_no_thread_and_little_memory():
     assert left["tasks"] == 0
     assert left["threads"] == 0
     assert left["mb"] < 5
+
+
+async def walk_away() -> None:
+    """A live session with media, and nothing of it closed."""
+    graphs = {"loopback": load(GRAPHS / "loopback.yaml")}
+    server = Server(Sessions(graphs, MonotonicClock(), Session), "127.0.0.1", 0)
+    await server.start()
+    client = Client()
+    client.pc.addTrack(Colour())
+    client.pc.addTrack(Tone())
+    await client.connect(server.url)
+    await within(client.tracks["video"].recv())
+
+
+@pytest.mark.slow
+def test_a_process_that_closes_nothing_still_ends():
+    script = "import asyncio, test_peer; asyncio.run(test_peer.walk_away()); print('left')"
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        timeout=60,
+    )
+    assert done.returncode == 0
+    assert done.stdout == b"left\n"

@@ -21,6 +21,7 @@ from ..pipeline.clock import SECOND, Clock, MonotonicClock
 from ..pipeline.stage import StageError
 from . import impairment
 from .relay import Relay
+from .trickle import SDPFRAG
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +107,8 @@ class Netlab:
 
     async def _pass(self, request: web.Request) -> web.StreamResponse:
         assert self._http is not None
+        if request.method == "PATCH" and request.content_type == SDPFRAG:
+            return web.Response(status=204)  # candidates that came later would lead past the relay
         body = await request.read()
         headers = {k: v for k, v in request.headers.items() if k.lower() not in _HOP}
         if "Origin" in request.headers:
