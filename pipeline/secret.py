@@ -44,3 +44,12 @@ def redacted(url: str) -> str:
     except ValueError:
         return "<not a URL>"
     return f"{parts.scheme}://{parts.hostname or ''}{port}{parts.path}"
+
+
+def shown(source: str) -> str:
+    """A file's path as it is; a URL as `redacted`, and of RTMP without its stream key, the last part of the path."""
+    if "://" not in source:
+        return source
+    url = redacted(source)
+    base, slash, _ = url.rpartition("/")
+    return f"{base}/…" if url.startswith("rtmp") and slash and base.count("/") > 2 else url

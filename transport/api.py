@@ -84,7 +84,7 @@ class Api:
             raise web.HTTPNotFound(
                 text=f"unknown graph {body.graph!r}; this server has: {', '.join(self.desk.graphs)}"
             )
-        live = await self.desk.start(body.graph)
+        live = await self.desk.start(body.graph, body.source)
         return json_response({"session": live.id}, 201)
 
     async def detail(self, request: web.Request) -> web.Response:

@@ -33,6 +33,11 @@ class StartGraph(_In):
     """Start a graph that needs no client."""
 
     graph: str = Field(max_length=64, description="its name, as in GET /graphs")
+    source: str = Field(
+        default="",
+        max_length=2048,
+        description="what its file.in reads; the server's allow_source names what it may be",
+    )
 
 
 class NodeParams(_In):

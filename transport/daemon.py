@@ -27,6 +27,7 @@ from .reloader import Reloader
 from .server import Server, token_from_environment
 from .sessions import Sessions
 from .settings import Settings, read_settings
+from .sources import Sources
 from .traces import FaultTraces
 
 log = logging.getLogger(__name__)
@@ -77,6 +78,7 @@ class Daemon:
             sockets=sockets,
         )
         self.traces = settings.traces and FaultTraces(settings.traces, self.server.desk, self.clock)
+        self.server.desk.headless.sources = Sources(settings.allow_source)
         self.reloader = Reloader(self.graphs, self.server.desk.running)
         self._factory = factory
         self.autostart = Autostart(start, self.server.desk, self.clock)

@@ -81,8 +81,8 @@ class Desk:
     def interrupt(self, session_id: str, scope: str | None = None) -> None:
         self.find(session_id).session.interrupt(scope, cause="command")
 
-    async def start(self, graph: str) -> HeadlessSession:
-        return await self.headless.start(graph)
+    async def start(self, graph: str, source: str = "") -> HeadlessSession:
+        return await self.headless.start(graph, source)
 
     async def close(self, session_id: str) -> None:
         await self.find(session_id).close("ended by command")

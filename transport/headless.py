@@ -10,9 +10,11 @@ from typing import Any
 
 from ..pipeline.clock import Clock
 from ..pipeline.graph import Plan
-from ..pipeline.session import Session
+from ..pipeline.session import Binding, Session
 from ..pipeline.stage import StageError
+from .file_in import FileIn
 from .live_session import SessionFactory
+from .sources import Sources
 
 log = logging.getLogger(__name__)
 
@@ -22,11 +24,14 @@ LIVE_ENDS = ("webrtc.in", "webrtc.out")
 class HeadlessSession:
     """One running graph. The same face as a client's session, without a peer."""
 
-    def __init__(self, plan: Plan, clock: Clock, factory: SessionFactory) -> None:
+    def __init__(self, plan: Plan, clock: Clock, factory: SessionFactory, source: str = "") -> None:
         self.id = f"h-{secrets.token_hex(8)}"
         self.graph = plan.name
         self.remote = ""
-        self.session: Session = factory(plan, self.id, clock, bindings={})
+        bindings: dict[str, Binding] = {}
+        if source:
+            bindings["file.in"] = lambda options, params: FileIn(options, params, path=source)
+        self.session: Session = factory(plan, self.id, clock, bindings=bindings)
 
     async def close(self, reason: str) -> None:
         await self.session.close(reason)
@@ -47,6 +52,7 @@ class Headless:
         self.closed: Callable[[HeadlessSession], None] = lambda live: None
         self.limit = limit
         self.stopping = False
+        self.sources = Sources()  # that callers may name
         self._clock = clock
         self._factory = factory
         self._tasks: set[asyncio.Task[None]] = set()
@@ -64,14 +70,21 @@ class Headless:
             )
         return plan
 
-    async def start(self, graph: str) -> HeadlessSession:
-        """Start a graph by name. Raises: StageError in words."""
+    async def start(self, graph: str, source: str = "") -> HeadlessSession:
+        """Start a graph by name. source: what its one `file.in` reads in place of its own path; one that
+        `sources` allow. Raises: StageError in words."""
         plan = self.check(graph)
+        if source:
+            source = self.sources.check(source)
+            if (n := sum(node.use == "file.in" for node in plan.nodes.values())) != 1:
+                raise StageError(
+                    f"graph {graph!r} has {n} nodes file.in; a source can be given to one that has 1"
+                )
         if self.stopping:
             raise StageError("the server is shutting down")
         if len(self.live) >= self.limit:
             raise StageError(f"{self.limit} started graphs run already; stop one first")
-        live = HeadlessSession(plan, self._clock, self._factory)
+        live = HeadlessSession(plan, self._clock, self._factory, source)
         self.live[live.id] = live
         try:
             await live.session.start()

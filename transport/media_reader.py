@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ..pipeline.clock import MS, SECOND
 from ..pipeline.frame import AudioFrame, Frame, PixelFormat, VideoFrame
 from ..pipeline.pixels import i420_from_rgb
+from ..pipeline.secret import shown
 from ..pipeline.stage import StageError
 from ..pipeline.units import AudioFormat, VideoFormat
 from .srt_pipe import SrtPipe
@@ -80,7 +81,7 @@ class MediaReader:
         sounds = self._container.streams.audio
         if not pictures and not sounds:
             self._container.close()
-            raise StageError(f"{path!r} has neither pictures nor sound")
+            raise StageError(f"{shown(path)!r} has neither pictures nor sound")
         self.has_video, self.has_audio = bool(pictures), bool(sounds)
         self._streams: list[Any] = [
             *(pictures[:1] if "video" in ports else []),
@@ -134,12 +135,12 @@ class MediaReader:
         except av.error.EOFError:
             return
         except (av.error.ExitError, av.error.TimeoutError, TimeoutError) as e:
-            raise StageError(f"{self.path!r} sent nothing for too long") from e
+            raise StageError(f"{shown(self.path)!r} sent nothing for too long") from e
         except av.error.FFmpegError as e:
             if self.live:
-                raise StageError(f"{self.path!r} broke off: {e.strerror}") from e
+                raise StageError(f"{shown(self.path)!r} broke off: {e.strerror}") from e
             self.warnings.append(
-                f"{self.path!r} is damaged after {self.position / SECOND:.2f} s: {e.strerror}"
+                f"{shown(self.path)!r} is damaged after {self.position / SECOND:.2f} s: {e.strerror}"
             )
 
     def _decode(self, decoder: Any, *packet: Any) -> list[Any]:
@@ -217,10 +218,10 @@ class MediaReader:
     def _tell_end(self) -> None:
         end = max(self.position, self._sound.until)
         if self._corrupt:
-            self.warnings.append(f"{self.path!r}: {self._corrupt} damaged packets were skipped")
+            self.warnings.append(f"{shown(self.path)!r}: {self._corrupt} damaged packets were skipped")
         if self.duration and end < self.duration - _CUT_SHORT - self.duration // 50:
             self.warnings.append(
-                f"{self.path!r} ends after {end / SECOND:.2f} s of {self.duration / SECOND:.2f} s: it is cut short"
+                f"{shown(self.path)!r} ends after {end / SECOND:.2f} s of {self.duration / SECOND:.2f} s: it is cut short"
             )
 
 
@@ -287,9 +288,9 @@ def _open(path: str, timeout_s: float, pipe: SrtPipe | None) -> Any:
     if not url:
         if not Path(path).exists():
             what = "device" if path.startswith("/dev/") else "file"
-            raise StageError(f"no {what} {path!r}")
+            raise StageError(f"no {what} {shown(path)!r}")
         if Path(path).is_dir():
-            raise StageError(f"{path!r} is a folder; give a media file, a URL or a device")
+            raise StageError(f"{shown(path)!r} is a folder; give a media file, a URL or a device")
     options = {"rtsp_transport": "tcp"} if url and url[1].lower() in {"rtsp", "rtsps"} else {}
     format = "v4l2" if path.startswith("/dev/video") else None
     try:
@@ -297,13 +298,13 @@ def _open(path: str, timeout_s: float, pipe: SrtPipe | None) -> Any:
             return _from_pipe(pipe)
         return av.open(path, format=format, options=options, timeout=(timeout_s, timeout_s))
     except (av.error.ExitError, av.error.TimeoutError) as e:
-        raise StageError(f"{path!r} did not answer within {timeout_s:g} s") from e
+        raise StageError(f"{shown(path)!r} did not answer within {timeout_s:g} s") from e
     except av.error.InvalidDataError as e:
         raise StageError(
-            f"{path!r} is not media that FFmpeg can read, or its beginning or index is missing"
+            f"{shown(path)!r} is not media that FFmpeg can read, or its beginning or index is missing"
         ) from e
     except (av.error.FFmpegError, OSError) as e:
-        raise StageError(f"cannot open {path!r}: {e.strerror or e}") from e
+        raise StageError(f"cannot open {shown(path)!r}: {e.strerror or e}") from e
 
 
 def _from_pipe(pipe: SrtPipe) -> Any:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ..pipeline.clock import MS, SECOND
 from ..pipeline.frame import AudioFrame, VideoFrame
 from ..pipeline.pixels import to_i420, to_rgb
+from ..pipeline.secret import shown
 from ..pipeline.stage import StageError
 from .srt_pipe import SrtPipe
 
@@ -88,7 +89,7 @@ def container_of(path: str) -> Container:
     table, key = (_STREAMS, url[1].lower()) if url else (CONTAINERS, Path(path).suffix.lower())
     if key not in table:
         raise StageError(
-            f"cannot write {path!r}: files are {' '.join(CONTAINERS)}, or text .vtt .srt .txt .jsonl; "
+            f"cannot write {shown(path)!r}: files are {' '.join(CONTAINERS)}, or text .vtt .srt .txt .jsonl; "
             f"URLs are {', '.join(_STREAMS)}"
         )
     return table[key]
@@ -129,14 +130,14 @@ class MediaWriter:
             try:
                 Path(self._part).touch()
             except OSError as e:
-                raise StageError(f"cannot write {path!r}: {e.strerror}") from e
+                raise StageError(f"cannot write {shown(path)!r}: {e.strerror}") from e
         elif path.lower().startswith("srt:"):
             self._pipe = SrtPipe(path, reading=False)
         target = self._pipe or self._part
         try:
             self._out: Any = av.open(target, "w", format=self._kind.format, options=options, timeout=(10, 10))
         except (av.error.FFmpegError, OSError) as e:
-            raise StageError(f"cannot write {path!r}: {e.strerror or e}") from e
+            raise StageError(f"cannot write {shown(path)!r}: {e.strerror or e}") from e
         self._video: Any = None
         self._audio: Any = None
         self._held: list[Any] = []  # packets until the header can be written
@@ -302,7 +303,7 @@ class MediaWriter:
             self._out.mux(packets)
         except (av.error.FFmpegError, OSError) as e:
             said = self._pipe.why() if self._pipe else ""
-            raise StageError(f"cannot write {self.path!r}: {said or e.strerror or e}") from e
+            raise StageError(f"cannot write {shown(self.path)!r}: {said or e.strerror or e}") from e
 
 
 def _part_of(path: str) -> str:

@@ -51,6 +51,7 @@ class Settings(BaseModel):
     turn_password: str = Field(default="", description="env:NAME, file:PATH or cred:NAME")
     turn_ttl: Duration = Field(default=3600 * SECOND, description="that TURN credentials last")
     traces: Path | None = Field(default=None, description="folder for traces of sessions where a stage fails")
+    allow_source: tuple[str, ...] = Field(default=(), description="sources that callers of the API may name")
     public_ip: tuple[str, ...] = Field(default=(), description="addresses that lead here through a 1:1 NAT")
 
     @field_validator("turn_secret", "turn_password")
