@@ -123,7 +123,7 @@ def phrase_recogniser(phrases: Sequence[str]) -> Recogniser:
     known = pronunciations()
     if unknown := sorted(w for w in words if w not in known):
         raise ValueError(f"no pronunciation for {', '.join(unknown)}: the dictionary is English")
-    background = [w for w in _common_words() if w not in words and w in known]
+    background = [w for w in common_words() if w not in words and w in known]
     with _phrase_files(phrases, background) as (lm, lexicon):
         return Recogniser(_decoder(lm, lexicon), _decoder(lm, lexicon, cmn="batch"))
 
@@ -159,7 +159,7 @@ def _entries(words: Iterable[str]) -> Iterable[str]:
 
 
 @cache
-def _common_words() -> tuple[str, ...]:
+def common_words() -> tuple[str, ...]:
     return tuple((Path(__file__).parent / "data" / "common_words.txt").read_text(encoding="ascii").split())
 
 

@@ -8,7 +8,7 @@ from .espeak_voice import EspeakVoice
 from .flite_voice import VOICES, FliteVoice
 from .voice import NoVoice, Voice
 
-NAMES = ("auto", *(f"flite:{v}" for v in VOICES), "espeak")
+NAMES = ("auto", *(f"flite:{v}" for v in VOICES), "espeak", "flow")
 
 
 @cache
@@ -21,6 +21,10 @@ def load(name: str = "auto") -> Voice:
         raise NoVoice(f"unknown voice {name!r}; known: {', '.join(NAMES)}")
     if name == "espeak":
         return EspeakVoice()
+    if name == "flow":
+        from .flow_voice import FlowVoice  # torch takes a second to import
+
+        return FlowVoice()
     if name != "auto":
         return FliteVoice(name.partition(":")[2])
     for make in (FliteVoice, EspeakVoice):

@@ -35,8 +35,8 @@ class StreamTts(Stage):
 
     class Options(BaseModel):
         model_config = ConfigDict(extra="forbid", frozen=True)
-        voice: Literal["auto", "flite:rms", "flite:slt", "flite:awb", "flite:kal16", "espeak"] = Field(
-            "auto", description="auto takes the best there is"
+        voice: Literal["auto", "flite:rms", "flite:slt", "flite:awb", "flite:kal16", "espeak", "flow"] = (
+            Field("auto", description="auto takes the best there is")
         )
 
     class Params(BaseModel):

@@ -1,0 +1,146 @@
+"""The neural voice: text → words → phones → flow → vocoder, chunk by chunk, all on this machine.
+
+16 kHz, one speaker, English. Its weights are trained by the recipe `models/training/voice_flow.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .flow_acoustic import FlowAcoustic, FlowDims
+from .flow_phones import INDEX, PAUSE, Phone, clause, letters_of, phones_of
+from .flow_vocoder import HOP, RATE_HZ, Vocoder
+from .text_front import Token, tokens
+from .voice import Mark, Marked, NoVoice, Sink, Spoken
+
+WEIGHTS = Path(__file__).parent / "data" / "voice_flow.safetensors"
+_FIRST_PAUSE, _COMMA, _STOP = 2, 12, 18  # frames of 10 ms
+_LONGEST = 60  # frames of one phone: a guard against a wild prediction
+_TEMPERATURE = 0.3  # of the noise: less is duller and steadier
+
+
+def save(weights: Mapping[str, Tensor], dims: FlowDims, path: Path) -> None:
+    """In half precision."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    halves = {name: value.detach().half().contiguous() for name, value in weights.items()}
+    save_file(halves, path, {"dims": json.dumps(asdict(dims))})
+
+
+def load(path: Path = WEIGHTS) -> FlowAcoustic:
+    """Raises: NoVoice when there are no weights, or not of this kind."""
+    try:
+        with safe_open(path, "pt") as file:
+            dims = FlowDims(**json.loads((file.metadata() or {})["dims"]))
+            model = FlowAcoustic(dims)
+            model.load_state_dict({name: file.get_tensor(name).float() for name in file.keys()})  # noqa: SIM118
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError) as e:
+        raise NoVoice(f"the neural voice {path.name} cannot be loaded: {e}") from e
+    return model.eval().requires_grad_(False)
+
+
+class FlowVoice:
+    """Speaks by a `FlowAcoustic`. Calls may overlap: the weights are never written, a call's state is its own."""
+
+    rate_hz = RATE_HZ
+
+    def __init__(self, model: FlowAcoustic | None = None, name: str = "flow") -> None:
+        """Raises: NoVoice."""
+        self.name = name
+        self._model = model or load()
+        self._vocoder = Vocoder()
+
+    def synthesise(
+        self, text: str, sink: Sink, should_stop: Callable[[], bool], *, rate: float = 1.0
+    ) -> None:
+        phones, words = describe(tokens(text))
+        if not words:
+            return
+        durations = self.durations(phones, rate)
+        marks = _marks(words, durations)
+        marked = Marked(text, marks)
+        state, sound = self._model.init_state(), self._vocoder.init_state()
+        condition = self._conditions(phones, durations)
+        size = self._model.dims.chunk
+        held: Spoken | None = None
+        made = 0
+        for at in range(0, len(condition), size):
+            if should_stop():
+                return
+            last = at + size >= len(condition)
+            frames = self._model.step(condition[at : at + size], state, temperature=_TEMPERATURE, last=last)
+            pcm = self._vocoder.step(frames.numpy(), sound)
+            for piece in np.array_split(pcm, max(1, len(pcm) // (5 * HOP))):
+                if held is not None:
+                    sink(held)
+                made += len(piece)
+                held = Spoken(_int16(piece), marked.upto(made))
+        if held is not None and not should_stop():
+            sink(Spoken(held.pcm, held.text + marked.rest()))
+
+    @torch.inference_mode()
+    def durations(self, phones: list[Phone], rate: float = 1.0) -> list[int]:
+        """Frames of each phone."""
+        _, log_frames = self._model.encode(*_tensors(phones))
+        said = (log_frames[0].exp() / rate).round().long().clamp(1, _LONGEST).tolist()
+        pauses = [i for i, p in enumerate(phones) if p.name == PAUSE]
+        for i in pauses:
+            said[i] = _FIRST_PAUSE if i == 0 else _STOP if i == len(phones) - 1 else _COMMA
+        return said
+
+    @torch.inference_mode()
+    def _conditions(self, phones: list[Phone], durations: list[int]) -> Tensor:
+        h, _ = self._model.encode(*_tensors(phones))
+        return self._model.spread(h[0], durations)
+
+
+def describe(written: list[Token]) -> tuple[list[Phone], list[tuple[int, int]]]:
+    """The phones of a text, pauses included, and for each written word (until_char, index after its last phone)."""
+    out: list[Phone] = [Phone(PAUSE)]
+    ends: list[tuple[int, int]] = []
+    words: list[list[str]] = []
+    names: list[str] = []
+    bounds: list[tuple[int, int]] = []  # (until_char, phones of the clause up to there)
+
+    def close(question: bool, stop: bool) -> None:
+        base = len(out)
+        out.extend(clause(words, names, question=question, ends=stop))
+        out.append(Phone(PAUSE))
+        ends.extend((until, base + count) for until, count in bounds)
+        for part in (words, names, bounds):
+            part.clear()
+
+    for token in written:
+        for word in token.words:
+            words.append(letters_of(word[1:]) if word.startswith("*") else phones_of(word))
+            names.append(word)
+        bounds.append((token.until_char, sum(map(len, words))))
+        if token.pause and any(words):
+            close(token.pause == "?", token.pause in ".?")
+    if any(words):
+        close(False, True)
+    return out, (ends if len(out) > 1 else [])
+
+
+def _tensors(phones: list[Phone]) -> tuple[Tensor, Tensor]:
+    indices = torch.tensor([[INDEX[p.name] for p in phones]])
+    return indices, torch.tensor([[p.flags() for p in phones]])
+
+
+def _marks(words: list[tuple[int, int]], durations: list[int]) -> list[Mark]:
+    ends = np.cumsum([0, *durations]) * HOP
+    return [Mark(until, int(ends[index])) for until, index in words]
+
+
+def _int16(
+    pcm: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
+) -> np.ndarray[tuple[int, ...], np.dtype[np.int16]]:
+    return np.clip(pcm * 32768, -32768, 32767).astype(np.int16)
