@@ -120,12 +120,37 @@ def ratios(found: Mapping[str, Mapping[str, float]]) -> dict[str, float | None]:
     return result
 
 
+def allocator(summary: dict[str, Any], full: bool) -> None:
+    import bitrate_allocator as sim
+
+    seeds, seconds = (sim.SEEDS, sim.SECONDS) if full else (range(2), 450)
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for policy in sim.POLICIES:
+        for capacity in (*sim.CAPACITIES, *(sim.MORE if policy in sim.OTHERS else ())):
+            runs = [sim.simulate(policy, seed, capacity, seconds) for seed in seeds]
+            accuracy, used, fairness = (sum(run[k] for run in runs) / len(runs) for k in range(3))
+            curves.setdefault(policy, []).append((capacity, accuracy))
+            line(
+                measured="allocator", policy=policy, capacity_kbps=capacity, seeds=len(runs),
+                accuracy=round(accuracy, 3), link_used=round(used, 2), least_over_mean=round(fairness, 2),
+            )  # fmt: skip
+    for policy, points in curves.items():
+        summary[f"alloc_{policy}_accuracy"] = [round(a, 3) for _, a in points[: len(sim.CAPACITIES)]]
+    for ours in ("learned", "learned_roi"):
+        ratios_ = [
+            r for other in sim.OTHERS if (r := sim.budget_ratio(curves[ours], curves[other])) is not None
+        ]
+        summary[f"alloc_{ours}_budget_ratio"] = (
+            round(min(ratios_), 2) if ratios_ else None
+        )  # against the best of them
+
+
 def parts() -> dict[str, Callable[[dict[str, Any], argparse.Namespace], None]]:
     def run_b90(summary: dict[str, Any], chosen: argparse.Namespace) -> None:
         names = chosen.ways.split(",") if chosen.ways else list(WAYS)
         b90(summary, chosen.scenes.split(","), [int(s) for s in chosen.seeds.split(",")], names)
 
-    return {"b90": run_b90}
+    return {"b90": run_b90, "allocator": lambda summary, chosen: allocator(summary, full=chosen.full)}
 
 
 def main() -> None:

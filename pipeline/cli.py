@@ -141,6 +141,12 @@ def serve(
         Path | None,
         typer.Option(help="keep the flight recorder's trace of sessions where a stage fails here"),
     ] = None,
+    uplink: Annotated[
+        str | None, typer.Option(help="bits a second that all clients may send, as 4M; divided by worth")
+    ] = None,
+    downlink: Annotated[
+        str | None, typer.Option(help="bits a second that all clients are sent; sound and text first")
+    ] = None,
     drain: Annotated[str, typer.Option(help="what running sessions get when told to stop (SIGTERM)")] = "10s",
     start: Annotated[
         list[str] | None,
@@ -167,6 +173,8 @@ def serve(
         "public_host": public_host,
         "trusted_proxy": trusted_proxy,
         "traces": traces,
+        "uplink": uplink,
+        "downlink": downlink,
     }
 
     def on_ready(url: str) -> None:

@@ -76,6 +76,8 @@ class Daemon:
             pools=lambda: self.pools.made,
             watchdog=self.watchdog,
             sockets=sockets,
+            uplink_bps=settings.uplink,
+            downlink_bps=settings.downlink,
         )
         self.traces = settings.traces and FaultTraces(settings.traces, self.server.desk, self.clock)
         self.server.desk.headless.sources = Sources(settings.allow_source)

@@ -132,7 +132,7 @@ class EdgeSession:
         """Until the connection is lost. Returns why."""
         while not self.lost.is_set():
             if self.rt.readyState == "open":
-                self.rt.send(self.sender.caps().pack())
+                self.rt.send(self.sender.caps(self._path_kbps()).pack())
             try:
                 async with asyncio.timeout(CAPS_EVERY / SECOND):
                     await self.lost.wait()
@@ -162,6 +162,10 @@ class EdgeSession:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(ANSWERED / SECOND):
                     await self._answered.wait()
+
+    def _path_kbps(self) -> int:
+        sending = _compat.sending(self.pc)
+        return int(sending.get("target_kbps", 0)) if sending.get("by") != "start" else 0
 
     def say(self, type_: str, **fields: object) -> None:
         """One JSON message on the reliable channel."""

@@ -84,6 +84,7 @@ class EdgeSender:
         self._reply = reply
         self._size = (0, 0)
         self._caps_seq = 0
+        self._made = (0, clock.now())  # bytes, when
         self._heard: deque[int] = deque(maxlen=MAX_MESSAGES)
         self._fetched: deque[int] = deque(maxlen=FETCH_RATE)
         self._fetching: set[asyncio.Task[None]] = set()
@@ -96,19 +97,25 @@ class EdgeSender:
         self.ring.add(frame)
         self.out.show(frame)
 
-    def caps(self) -> Caps:
+    def caps(self, path_kbps: int = 0) -> Caps:
+        """path_kbps: 0 while it is not known."""
         self._caps_seq += 1
         encoder = self.out.encoder
+        now, made = self.clock.now(), encoder.bytes if encoder is not None else 0
+        before, then = self._made
+        self._made = made, now
         return Caps(
             roi=self.roi,
             seq=self._caps_seq,
-            now_ms=self.clock.now() // MS,
+            now_ms=now // MS,
             fetch=True,
             ring_ms=RING // MS,
             width=self._size[0],
             height=self._size[1],
             imp_seq=self.map.seq if self.map is not None else 0,
             dqp=round(encoder.dqp) if encoder is not None else 0,
+            path_kbps=path_kbps,
+            sent_kbps=round((made - before) * 8 * MS / max(MS, now - then)),
         )
 
     # ------------------------------------------------------------ what the far end says

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import secrets
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 from aiortc import RTCDataChannel
@@ -16,6 +18,7 @@ from aiortc import RTCDataChannel
 from ..pipeline.clock import SECOND, Clock
 from ..pipeline.graph import Plan
 from ..pipeline.session import Binding, Session, SessionEvent
+from .budgets import Pictures
 from .caller import LOCAL, Caller
 from .datachannel import Back, ControlChannel
 from .focus import Focus
@@ -309,6 +312,18 @@ class LiveSession:
         self._unlisten()
         self.focus.close()
         self.channel.closed()
+
+    def pictures(self) -> Pictures | None:
+        """Its way down, for the budget that all share; None while it is sent no pictures."""
+        peer = self.line.peer
+        if peer is None or peer.video_out is None:
+            return None
+        path_kbps = peer.sending().get("target_kbps")
+        return Pictures(
+            path_bps=1000.0 * path_kbps if path_kbps else math.inf,
+            limit=partial(setattr, peer.video_out, "limit_bps"),
+            audio=peer.audio_out is not None,
+        )
 
     def stats(self) -> dict[str, Any]:
         """docs/protocol.md `stats`, and what the wire did."""

@@ -94,6 +94,7 @@ class RoiEncoder:
         self.fps = fps
         self.preset = preset
         self.dqp = 0.0
+        self.bytes = 0  # made so far
         self.opened = 0  # times, for another frame rate
         self._inner: VideoEncoder | None = None
         self._fps = 0.0
@@ -108,7 +109,9 @@ class RoiEncoder:
         self.dqp = found.dqp(now) if found is not None else 0.0
         if found is not None and self.dqp:
             picture = self._attach(picture, found)
-        return inner.encode(picture, keyframe, now)
+        data, is_keyframe = inner.encode(picture, keyframe, now)
+        self.bytes += len(data)
+        return data, is_keyframe
 
     def _attach(self, picture: av.VideoFrame, found: ImportanceMap) -> av.VideoFrame:
         writer = self._writer

@@ -27,7 +27,9 @@ MAX_TTL_MS = 60_000
 _HEAD = struct.Struct("!BB")
 _IMP = struct.Struct("!BBHIHBBBBBx")  # … seq, capture_ms, ttl_ms, confidence, dqp_max, columns, rows, source
 _RATE = struct.Struct("!BBHIHH")  # … seq, kbps, fps in 1/100, kf_gap_ms
-_CAPS = struct.Struct("!BBHIBBHHHHB")  # … seq, now_ms, roi, flags, ring_ms, width, height, imp_seq, dqp
+_CAPS = struct.Struct(
+    "!BBHIBBHHHHBII"
+)  # … seq, now_ms, roi, flags, ring_ms, width, height, imp_seq, dqp, path, sent
 _STILL = struct.Struct("!BBHIIHHHHHH")  # … reserved, id, capture_ms, x, y, w, h in 1/65535, width, height
 _NO_STILL = struct.Struct("!BBHI")  # … reserved, id
 _LOOK = struct.Struct("!BBHHHHHH")  # … reserved, ttl_ms, x, y, w, h in 1/65535
@@ -97,7 +99,8 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class Caps:
-    """What the sender can do and what it does. now_ms: its clock. imp_seq, dqp: the map in force, 0 for uniform."""
+    """What the sender can do and what it does. now_ms: its clock. imp_seq, dqp: the map in force, 0 for uniform.
+    path_kbps: what it believes its path carries, 0 when it cannot tell. sent_kbps: of video, in the last second."""
 
     roi: Roi = Roi.none
     seq: int = 0
@@ -109,12 +112,14 @@ class Caps:
     height: int = 0
     imp_seq: int = 0
     dqp: int = 0
+    path_kbps: int = 0
+    sent_kbps: int = 0
 
     def pack(self) -> bytes:
         return _CAPS.pack(
             VERSION, Kind.CAPS, self.seq & 0xFFFF, self.now_ms & _U32, self.roi, self.crop | self.fetch << 1,
             min(self.ring_ms, 0xFFFF), min(self.width, 0xFFFF), min(self.height, 0xFFFF), self.imp_seq & 0xFFFF,
-            max(0, min(255, self.dqp)),
+            max(0, min(255, self.dqp)), min(self.path_kbps, _U32), min(self.sent_kbps, _U32),
         )  # fmt: skip
 
 
@@ -206,19 +211,8 @@ def _rate(data: bytes) -> Rate:
 
 def _caps(data: bytes) -> Caps:
     _exact(data, _CAPS, "CAPS")
-    _, _, seq, now_ms, roi, flags, ring_ms, width, height, imp_seq, dqp = _CAPS.unpack(data)
-    return Caps(
-        _member(Roi, roi, "CAPS"),
-        seq,
-        now_ms,
-        bool(flags & 1),
-        bool(flags & 2),
-        ring_ms,
-        width,
-        height,
-        imp_seq,
-        dqp,
-    )
+    _, _, seq, now_ms, roi, flags, *rest = _CAPS.unpack(data)
+    return Caps(_member(Roi, roi, "CAPS"), seq, now_ms, bool(flags & 1), bool(flags & 2), *rest)
 
 
 def _still(data: bytes) -> Still:

@@ -96,7 +96,10 @@ class Server:
         pools: Callable[[], Mapping[str, DevicePool]] | None = None,
         watchdog: LoopWatchdog | None = None,
         sockets: Sequence[socket.socket] = (),
+        uplink_bps: int = 0,
+        downlink_bps: int = 0,
     ) -> None:
+        """uplink_bps, downlink_bps: of the link that all clients share; 0: no bound but each one's path."""
         # what a service manager bound for us counts, not what --host says
         bound = [s.getsockname()[0] for s in sockets if s.family in (socket.AF_INET, socket.AF_INET6)]
         host = next((name for name in bound if not is_loopback(name)), bound[0] if bound else host)
@@ -116,6 +119,8 @@ class Server:
         self.desk = Desk(sessions, self.bus)
         self.metrics = Metrics(self.desk, pools or dict, watchdog or LoopWatchdog())
         self.access = access
+        self.budgets = sessions.budgets(uplink_bps, downlink_bps)
+        self._sharing: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
         api = Api(self.desk, self.metrics, lambda: self.not_ready)
         api.routes += Signalling(sessions, ice).routes + Whip(sessions, ice).routes  # described with it
@@ -149,6 +154,7 @@ class Server:
             raise ServeError(f"cannot listen on {self.host} port {self.port}: {e.strerror or e}") from e
         address = self._runner.addresses[0]
         self.port = address[1] if isinstance(address, tuple) else 0  # 0: a Unix socket
+        self._sharing = asyncio.create_task(self.budgets.run(), name="budgets")
         if self.access.tokens is not None:
             self._watching = asyncio.create_task(self._watch_tokens(self.access.tokens), name="tokens")
 
@@ -165,8 +171,9 @@ class Server:
         """Stop listening and end all sessions, within about two seconds."""
         for site in list(self._runner.sites):
             await site.stop()
-        if self._watching is not None:
-            self._watching.cancel()
+        for task in (self._watching, self._sharing):
+            if task is not None:
+                task.cancel()
         self.bus.close()
         await self.desk.close_all()
         await self._runner.cleanup()

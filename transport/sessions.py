@@ -13,6 +13,7 @@ from aiohttp import web
 
 from ..pipeline.clock import Clock
 from ..pipeline.graph import Plan
+from .budgets import Budgets, DownlinkBudget, Pictures, UplinkBudget
 from .caller import LOCAL, Caller
 from .live_session import RESUME, Gone, LiveSession, SessionFactory
 from .memory import give_back
@@ -171,6 +172,18 @@ class Sessions:
             self.closed(live)
             if not self.live:
                 await asyncio.get_running_loop().run_in_executor(None, give_back)
+
+    def budgets(self, uplink_bps: int = 0, downlink_bps: int = 0) -> Budgets:
+        """What divides these links among the sessions; 0: no bound but each path."""
+
+        def seen() -> list[Pictures]:
+            return [p for live in self.live.values() if (p := live.pictures()) is not None]
+
+        return Budgets(
+            UplinkBudget(lambda: [live.focus for live in self.live.values()], uplink_bps),
+            DownlinkBudget(seen, lambda: len(self.live) - len(seen()), downlink_bps),
+            self.clock,
+        )
 
     def refuse_new(self) -> None:
         """Take no more sessions from now on; those that run go on."""

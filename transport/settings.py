@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from ..pipeline.clock import SECOND
 from ..pipeline.compiler import near
@@ -15,12 +15,16 @@ from ..pipeline.errors import Fault, GraphError
 from ..pipeline.secret import resolve
 from ..pipeline.stage import StageError
 from ..pipeline.tokens import TokenFile
-from ..pipeline.units import Duration
+from ..pipeline.units import Duration, parse_rate
 from ..pipeline.yaml_marks import parse
 from .access import RATE, Access, read_networks, read_origins
 from .ice import Ice, read_ice
 from .live_session import RESUME
 from .sessions import Limits
+
+
+def _rate(value: Any) -> int:
+    return 0 if value in (0, "0") else parse_rate(value)
 
 
 class Settings(BaseModel):
@@ -42,6 +46,13 @@ class Settings(BaseModel):
     )
     rate: float = Field(
         default=RATE, ge=1, le=100_000, description="requests a second of one address or token"
+    )
+    uplink: Annotated[int, BeforeValidator(_rate)] = Field(
+        default=0,
+        description="bits/s that all clients together may send, divided by what they are worth; 0: any",
+    )
+    downlink: Annotated[int, BeforeValidator(_rate)] = Field(
+        default=0, description="bits/s that all clients together are sent: sound and text first; 0: any"
     )
     ice_server: tuple[str, ...] = Field(default=(), description="stun:… and turn:… URLs")
     turn_secret: str = Field(

@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from aiortc.mediastreams import MediaStreamError
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from ..pipeline.clock import MS, SECOND
 from ..pipeline.frame import AudioFrame, EventFrame, Frame, Gap, PixelFormat, TokenFrame, VideoFrame
 from ..pipeline.stage import Control, Flush, In, Out, Outputs, Ports, Stage, StageError
-from ..pipeline.units import Audio, AudioFormat, Duration, Video
+from ..pipeline.units import Audio, AudioFormat, Duration, Video, parse_rate
 from .datachannel import ControlChannel
 from .fit import AudioFit, VideoFit
 from .ingress import IngressTrack, Mailbox
@@ -28,9 +28,28 @@ log = logging.getLogger(__name__)
 _NO_PEER = "{} is the live end of a browser session; `penstock serve` gives it one, `penstock run` needs {}"
 
 
+class UplinkOptions(BaseModel):
+    """A client's share of what all may send: priority, weight of its answers; least and most, bits/s of its
+    pictures; deadline, within which its largest picture must have come."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    priority: float = Field(default=1.0, gt=0, le=100)
+    least: Annotated[int, BeforeValidator(parse_rate)] = 12_000
+    most: Annotated[int, BeforeValidator(parse_rate)] = 4_000_000
+    deadline: Duration = Field(default=SECOND, ge=100 * MS)
+
+    @model_validator(mode="after")
+    def _check(self) -> UplinkOptions:
+        if self.least > self.most:
+            raise ValueError(f"least {self.least} is more than most {self.most}")
+        return self
+
+
 class WebRtcInOptions(BaseModel):
     """video: the picture is scaled to fit inside, aspect kept, never faster than its fps; left out: as
-    captured. audio: 48k/mono/20ms when left out. stale: a picture older than this dies at the next edge."""
+    captured. audio: 48k/mono/20ms when left out. stale: a picture older than this dies at the next edge. uplink: what
+    its client may send."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -38,6 +57,7 @@ class WebRtcInOptions(BaseModel):
     audio: Audio | None = None
     format: PixelFormat = "rgb24"
     stale: Duration = Field(default=500 * MS, gt=0)
+    uplink: UplinkOptions = UplinkOptions()
 
 
 class WebRtcIn(Stage):

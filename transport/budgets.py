@@ -1,0 +1,112 @@
+"""What all clients of a server share of its link, up and down, divided among them once a second.
+
+Up: by what the bits are worth to the models (`allocator.py`). Down: sound and text first, then pictures, evenly by
+priority; a picture that gets less is sent less often, then smaller (`picture_rate.py`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..pipeline.clock import SECOND, Clock
+from .allocator import AUDIO_KBPS, SHARE, Grant, Stream, allocate
+
+EVERY = SECOND
+UNSTEERED_KBPS = 800.0  # set aside for a client that cannot be told its rate
+TEXT_KBPS = 8.0  # of captions and events, kept free for each client
+LEAST_PICTURES_KBPS = 20.0
+
+
+class Sender(Protocol):
+    """A session's `Focus`."""
+
+    def stream(self, now: int) -> Stream | None: ...
+    def grant(self, grant: Grant) -> None: ...
+
+
+class UplinkBudget:
+    """members: of now. capacity_bps: of the link that they share, 0: only each path limits."""
+
+    def __init__(self, members: Callable[[], Iterable[Sender]], capacity_bps: int = 0) -> None:
+        self.members = members
+        self.capacity_bps = capacity_bps
+        self.unsteered = 0
+        self.granted: dict[str, Grant] = {}
+
+    def step(self, now: int) -> None:
+        members = list(self.members())
+        told = [(m, stream) for m in members if (stream := m.stream(now)) is not None]
+        self.unsteered = len(members) - len(told)
+        capacity = self.capacity_bps / 1000 if self.capacity_bps else math.inf
+        capacity -= self.unsteered * (UNSTEERED_KBPS + AUDIO_KBPS)
+        self.granted = allocate([stream for _, stream in told], max(0.0, capacity))
+        for member, stream in told:
+            member.grant(self.granted[stream.key])
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """One client's way down. path_bps: what its path carries. limit: takes the rate of its pictures, bits/s."""
+
+    path_bps: float
+    limit: Callable[[int], None]
+    weight: float = 1.0
+    audio: bool = False
+
+
+class DownlinkBudget:
+    """clients: those that are sent pictures, now. others: how many more are sent sound or text only."""
+
+    def __init__(
+        self,
+        clients: Callable[[], Sequence[Pictures]],
+        others: Callable[[], int] = lambda: 0,
+        capacity_bps: int = 0,
+    ) -> None:
+        self.clients = clients
+        self.others = others
+        self.capacity_bps = capacity_bps
+
+    def step(self) -> None:
+        """Without a capacity nothing is limited: each connection's own estimate does it."""
+        clients = self.clients()
+        if not self.capacity_bps:
+            return
+        kbps = self.capacity_bps / 1000 * SHARE - self.others() * (AUDIO_KBPS + TEXT_KBPS)
+        kbps -= sum(TEXT_KBPS + AUDIO_KBPS * c.audio for c in clients)
+        rates = fair([c.path_bps / 1000 for c in clients], [c.weight for c in clients], kbps)
+        for client, rate in zip(clients, rates, strict=True):
+            client.limit(round(1000 * max(LEAST_PICTURES_KBPS, rate)))
+
+
+def fair(most: Sequence[float], weights: Sequence[float], total: float) -> list[float]:
+    """`total` divided by weight, none above its `most`; what one leaves the others share."""
+    rates = [0.0] * len(most)
+    waiting = set(range(len(most)))
+    while waiting and total > 1e-9:
+        unit = total / sum(weights[i] for i in waiting)
+        full = {i for i in waiting if most[i] <= unit * weights[i]}
+        for i in full or waiting:
+            rates[i] = most[i] if full else unit * weights[i]
+            total -= rates[i]
+        waiting -= full or waiting
+    return rates
+
+
+class Budgets:
+    """Both, on the clock."""
+
+    def __init__(self, up: UplinkBudget, down: DownlinkBudget, clock: Clock) -> None:
+        self.up = up
+        self.down = down
+        self.clock = clock
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            await self.clock.sleep(EVERY)
+            self.up.step(self.clock.now())
+            self.down.step()
