@@ -330,9 +330,11 @@ def _complain(error: Exception) -> None:
     if isinstance(error, GraphError):
         for fault in error.faults:
             place = f"{_plain(error.path)}:{fault.line}:{fault.column}:"
-            err.print(f"[bold]{place}[/] {_plain(fault.message)}", highlight=False, soft_wrap=True)
+            err.print(
+                f"[bold]{place}[/] {_plain(fault.message)}", highlight=False, soft_wrap=True, emoji=False
+            )
     else:
-        err.print(f"[bold red]error:[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
+        err.print(f"[bold red]error:[/] {_plain(str(error))}", highlight=False, soft_wrap=True, emoji=False)
 
 
 def _plain(text: str) -> str:

@@ -41,7 +41,9 @@ def _seconds(text: str, name: str) -> int:
     try:
         return parse_duration(text) // SECOND
     except ValueError as e:
-        raise typer.BadParameter(str(e), param_hint=name) from e
+        raise typer.BadParameter(
+            f"{text!r} is no time; write it as 30d, 12h or 90min", param_hint=name
+        ) from e
 
 
 @app.command()

@@ -175,6 +175,7 @@ def test_a_stranger_gets_nothing_but_401():
                         assert r.headers["WWW-Authenticate"].startswith("Bearer")
             async with http.get("/health") as r:
                 assert await r.json() == {"status": "ok"}, "nothing of the load"
+                assert r.headers["Server"] == "penstock"
             async with http.get("/metrics", headers={"Authorization": "Bearer secret"}) as r:
                 count = 3 * len(ROUTES)
                 assert f'penstock_http_refusals_total{{status="401"}} {count}.0' in await r.text()

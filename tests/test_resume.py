@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from aiortc import RTCSessionDescription
 from client import Client, Colour, Tone, serving, until, within
+from hypothesis import given
+from hypothesis import strategies as st
 from penstock.pipeline.clock import MS, SECOND, LoopClock
 from penstock.pipeline.frame import AudioFrame, TokenFrame
 from penstock.pipeline.virtual_loop import run_virtual
@@ -272,3 +274,27 @@ def test_a_transcript_is_bounded_and_merges_what_streams():
     transcript.add("chat", {"text": "y" * 20_000})
     assert list(transcript.since(0)) == [], "one that is too large pushes out all"
     assert transcript.missed(0) == 11
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["chat", "commit", "a", "b"]), st.text(max_size=40)),
+        max_size=60,
+    ),
+    st.integers(0, 70),
+)
+def test_what_was_missed_and_what_is_told_again_is_all_there_was(said: list[tuple[str, str]], after: int):
+    transcript = Transcript(lines=20, size=4000)
+    for how, text in said:
+        if how == "chat":
+            transcript.add("chat", {"text": text})
+        else:
+            kind = "commit" if how == "commit" else "delta"
+            transcript.add("text", {"from": how, "kind": kind, "utterance": 1, "text": text, "end": False})
+    told = list(transcript.since(after))
+    missed = transcript.missed(after)
+    rest = said[min(after + missed, len(said)) :]
+    assert "".join(fields["text"] for _, fields in told) == "".join(text for _, text in rest)
+    numbers = [fields["n"] for _, fields in told]
+    assert numbers == sorted(set(numbers))
+    assert not rest or numbers[-1] == len(said)

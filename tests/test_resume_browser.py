@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import urllib.request
 from typing import Any
 
@@ -72,3 +74,35 @@ def test_the_page_keeps_its_session_over_a_change_of_network_and_a_reload():
         page.reload()
         page.wait_for_timeout(500)
         assert page.evaluate("document.body.dataset.state") == "idle"
+
+
+def test_the_page_comes_back_by_itself_after_a_silence():
+    with serving("loopback") as served, chromium(size=(1280, 800)) as context:
+
+        def session() -> dict[str, Any]:
+            with urllib.request.urlopen(f"{served.url}sessions") as answer:
+                (row,) = json.load(answer)["sessions"]
+                return row
+
+        page = context.new_page()
+        page.goto(served.url)
+        until(page, "!document.getElementById('start').disabled && document.getElementById('graph').value")
+        page.click("#start")
+        until(page, LIVE)
+        page.fill("#chat-line", "remember me")
+        page.press("#chat-line", "Enter")
+        until(page, f"{BOTH} === 2")
+        before = session()["id"]
+        os.kill(served.process.pid, signal.SIGSTOP)  # nothing comes through any more
+        try:
+            until(page, f"!({LIVE})")
+            assert page.evaluate("document.getElementById('welcome').hidden")
+            assert page.evaluate(f"{BOTH}") == 2, "what was said stays in sight"
+        finally:
+            os.kill(served.process.pid, signal.SIGCONT)
+        until(page, LIVE, 40)
+        assert session()["id"] == before
+        page.fill("#chat-line", "remember me too")
+        page.press("#chat-line", "Enter")
+        until(page, f"{BOTH} === 4")
+        assert page.evaluate(f"{LINES}.length") == 4

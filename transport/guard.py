@@ -130,6 +130,7 @@ class Guard:
         """aiohttp's signal: the last moment for headers, of streams too."""
         for key, value in HEADERS.items():
             response.headers.setdefault(key, value)
+        response.headers["Server"] = "penstock"  # not the versions of Python and aiohttp
         self._share(request, response)
 
     @property
