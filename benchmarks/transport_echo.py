@@ -1,10 +1,9 @@
-"""One run of an echo, for `benchmarks/transport.py`: a client and a server in this process, a relay between them.
+"""One run of an echo, for `benchmarks/transport.py`: a client and a relay in this process, the server in another.
 
-    python benchmarks/transport_echo.py {aiortc,penstock} SCENARIO
+    python benchmarks/transport_echo.py {aiortc,penstock} SCENARIO [SEED]
 
-aiortc: both ends as aiortc has them, the server giving each track straight back. penstock: the server runs the
-loopback graph in a session, as `penstock serve` does, and the client receives by Penstock's receiver.
-The client is the same otherwise: VP8 640x480 at 30/s, each picture with its number in 16 blocks; Opus with a burst of 20 ms
+aiortc: both ends as aiortc has them. penstock: the server as `transport_server.py` has it, and the client receives by
+Penstock's receiver. The client is the same otherwise: VP8 640x480 at 30/s, each picture with its number in 16 blocks; Opus with a burst of 20 ms
 every 100 ms, of eight pitches in turn, which tell one from the next within 800 ms.
 
 Prints one JSON object. A round trip is from the moment that a frame is handed to the client's sender to the moment
@@ -16,11 +15,9 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
-import resource
 import sys
 import time
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import av
@@ -31,8 +28,8 @@ from numpy.typing import NDArray
 from penstock.pipeline.clock import MonotonicClock
 from penstock.transport import impairment
 from penstock.transport.relay import Relay
+from transport_server import started, use_loopback
 
-LOOPBACK = Path(__file__).parent.parent / "deploy/graphs/loopback.yaml"
 FPS = 30
 WARM_S = 2.0  # not measured: encoders and estimates settle
 BLOCK = 40
@@ -41,30 +38,26 @@ BURSTS_EVERY = 5  # frames of 20 ms
 SAMPLES = 960
 FROZEN_S = 0.2  # a longer gap between two pictures counts as frozen
 
-SCENARIOS: dict[str, tuple[float, dict[str, Any]]] = {  # seconds, network; script times count from the answer
-    "clean": (8, {}),
-    "hiccup": (
-        10,
-        {
-            "script": [
-                {"at": "4s", "up": {"loss": 1.0}},  # one packet of sound, one of the picture, about
-                {"at": "4.02s", "up": {"loss": 0.0}},
-                {"at": "6s", "up": {"hold": True}},
-                {"at": "6.5s", "up": {"hold": False}},
-            ]
-        },
+_LOST = [{"at": "4s", "up": {"loss": 1.0}}, {"at": "4.02s", "up": {"loss": 0.0}}]  # of each about one packet
+_STALL = [{"at": "6s", "up": {"hold": True}}, {"at": "6.5s", "up": {"hold": False}}]
+_BLACKOUT = [
+    {"at": at, "up": {"blackout": dark}, "down": {"blackout": dark}}
+    for at, dark in (("4s", True), ("5.5s", False))
+]
+# seconds, network (script times count from the answer), media: "av", "audio", or "ingest": nothing comes back
+SCENARIOS: dict[str, tuple[float, dict[str, Any], str]] = {
+    "clean": (8, {}, "av"),
+    "audio": (6, {}, "audio"),
+    "ingest": (6, {}, "ingest"),
+    "hiccup": (10, {"script": _LOST + _STALL}, "av"),
+    "lossy": (14, {way: {"loss": "5%", "delay": "25ms"} for way in ("up", "down")}, "av"),
+    "blackout": (9, {"script": _BLACKOUT}, "av"),
+    "capped": (15, {"down": {"rate": "180k", "queue": "300ms"}}, "av"),
+    "drop": (
+        15,
+        {"down": {"rate": "2M", "queue": "300ms"}, "script": [{"at": "8s", "down": {"rate": "350k"}}]},
+        "av",
     ),
-    "lossy": (14, {way: {"loss": "5%", "delay": "25ms"} for way in ("up", "down")}),
-    "blackout": (
-        9,
-        {
-            "script": [
-                {"at": "4s", "up": {"blackout": True}, "down": {"blackout": True}},
-                {"at": "5.5s", "up": {"blackout": False}, "down": {"blackout": False}},
-            ]
-        },
-    ),
-    "capped": (15, {"down": {"rate": "180k", "queue": "300ms"}}),
 }
 
 
@@ -159,39 +152,8 @@ class Heard:
         self._loud = loud
 
 
-async def serve(variant: str, offer: str) -> tuple[str, Any]:
-    """Answer the offer with an echo. Returns the answer and what to close."""
-    if variant == "aiortc":
-        pc = RTCPeerConnection(RTCConfiguration(iceServers=[]))
-        pc.on("track", lambda track: pc.addTrack(track) and None)
-        await pc.setRemoteDescription(RTCSessionDescription(offer, "offer"))
-        await pc.setLocalDescription(await pc.createAnswer())
-        return pc.localDescription.sdp, pc.close
-    # imported only here: it puts Penstock's classes in aiortc's places
-    live_session = importlib.import_module("penstock.transport.live_session")
-    compiler = importlib.import_module("penstock.pipeline.compiler")
-    session = importlib.import_module("penstock.pipeline.session")
-    live = live_session.LiveSession(compiler.load(LOOPBACK), "s-bench", MonotonicClock(), session.Session)
-    answer = await live.open(offer)
-    task = asyncio.create_task(live.run())
-
-    async def close() -> None:
-        await live.close("done")
-        await task
-
-    return answer, close
-
-
-def use_loopback() -> None:
-    """aioice never offers 127.0.0.1; where the machine has no other address, both variants need it."""
-    import aioice.ice
-
-    found = aioice.ice.get_host_addresses(use_ipv4=True, use_ipv6=False)
-    aioice.ice.get_host_addresses = lambda use_ipv4, use_ipv6: found or ["127.0.0.1"]
-
-
 async def run(variant: str, scenario: str, seed: int) -> dict[str, Any]:
-    seconds, written = SCENARIOS[scenario]
+    seconds, written, media = SCENARIOS[scenario]
     use_loopback()
     if variant == "penstock":
         importlib.import_module("penstock.transport.peer")
@@ -213,26 +175,31 @@ async def run(variant: str, scenario: str, seed: int) -> dict[str, Any]:
                 heard.take(frame.to_ndarray().reshape(-1, frame.layout.nb_channels)[:, 0], now)
 
     client.on("track", lambda track: readers.append(asyncio.create_task(read(track))))
-    client.addTrack(bursts)
-    client.addTrack(stamped)
+    direction = "sendonly" if media == "ingest" else "sendrecv"
+    client.addTransceiver(bursts, direction)
+    if media != "audio":
+        client.addTransceiver(stamped, direction)
     await client.setLocalDescription(await client.createOffer())
-    answer, close = await serve(variant, relay.to_server(client.localDescription.sdp))
-    relay.restart_script()
-    start = time.perf_counter()
-    await client.setRemoteDescription(RTCSessionDescription(relay.to_client(answer), "answer"))
-    cpu = resource.getrusage(resource.RUSAGE_SELF)
-    await asyncio.sleep(seconds)
-    spent = resource.getrusage(resource.RUSAGE_SELF)
-    for task in readers:
-        task.cancel()
-    await asyncio.gather(*readers, return_exceptions=True)
-    await close()
-    await client.close()
+    with started(variant) as server:
+        offer = relay.to_server(client.localDescription.sdp)
+        answer = (await asyncio.to_thread(server.ask, offer=offer))["answer"]
+        relay.restart_script()
+        start = time.perf_counter()
+        await client.setRemoteDescription(RTCSessionDescription(relay.to_client(answer), "answer"))
+        await asyncio.sleep(min(WARM_S, seconds / 2))
+        cpu, begin = server.ask(cpu=True)["cpu_s"], time.perf_counter()
+        await asyncio.sleep(start + seconds - begin)
+        busy = (server.ask(cpu=True)["cpu_s"] - cpu) / (time.perf_counter() - begin)
+        for task in readers:
+            task.cancel()
+        await asyncio.gather(*readers, return_exceptions=True)
+        stats = server.ask(close=True)["stats"]
+        await client.close()
     relay.close()
-    busy = spent.ru_utime + spent.ru_stime - cpu.ru_utime - cpu.ru_stime
     return figures(start, seconds, stamped, shown, heard) | {
-        "core_pct": round(100 * busy / seconds, 1),  # both ends and the relay
+        "core_pct": round(100 * busy, 1),  # of the server's process alone
         "relay_lost": up.counts["lost"] + down.counts["lost"] + up.counts["queue"] + down.counts["queue"],
+        "server": stats,
     }
 
 

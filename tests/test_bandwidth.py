@@ -6,7 +6,7 @@ from collections import deque
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from penstock.transport.bandwidth import CEILING_BPS, FLOOR_BPS, Bandwidth, Received
+from penstock.transport.bandwidth import CEILING_BPS, FLOOR_BPS, START_BPS, Bandwidth, Received
 from penstock.transport.feedback import Feedback, parse_feedback
 
 PACKET = 1200
@@ -104,7 +104,58 @@ def test_a_picture_that_needs_little_keeps_what_was_earned_but_no_more():
     estimate = Bandwidth()
     link = Link(estimate, 2_000_000)
     targets = link.run(20, need_bps=200_000)
-    assert 700_000 <= targets[-1] < 1_000_000
+    assert START_BPS <= targets[-1] < 400_000
+    link.run(20)
+    targets = link.run(10, need_bps=200_000)
+    assert 1_000_000 <= targets[-1] < 2_500_000
+
+
+class LateLoop(Link):
+    """The way ends in a loop that is late: it stands still for some time, then hands on all at once."""
+
+    def __init__(self, estimate: Bandwidth, capacity_bps: float, stall_ms: float, every_ms: float) -> None:
+        super().__init__(estimate, capacity_bps)
+        chance = random.Random(3)
+        self.stalls: list[tuple[float, float]] = []
+        at = 0.0
+        while at < 60_000:
+            begin = at + chance.expovariate(1 / every_ms)
+            at = begin + chance.expovariate(1 / stall_ms)
+            self.stalls.append((begin, at))
+
+    def send(self, at: float) -> None:
+        super().send(at)
+        back, packet = self.underway[-1]
+        arrival = packet.arrival_ms
+        if arrival is not None:
+            late = next((end for begin, end in self.stalls if begin <= arrival < end), arrival)
+            self.underway[-1] = back + late - arrival, Received(packet.sent_ms, late, packet.size)
+
+
+@pytest.mark.parametrize(("stall_ms", "every_ms"), [(20, 100), (60, 150), (150, 300)])
+def test_a_late_loop_is_not_taken_for_a_full_path(stall_ms: float, every_ms: float):
+    link = LateLoop(Bandwidth(), 5_000_000, stall_ms, every_ms)
+    assert mean(link.run(20)[100:]) > 1_200_000
+    link = LateLoop(Bandwidth(), 5_000_000, stall_ms, every_ms)
+    assert mean(link.run(20, need_bps=400_000)[100:]) > 400_000
+
+
+def test_a_fall_to_a_sixth_shows_in_the_first_picture_that_comes_slowly():
+    link = Link(Bandwidth(), 2_000_000)
+    link.run(15)
+    link.capacity_bps = 330_000
+    targets = link.run(0.5)
+    assert min(targets) < 400_000
+    assert link.estimate.fell_ms > 15_000
+
+
+def test_what_arrives_bounds_the_cut_for_heavy_loss_from_both_sides():
+    estimate = Bandwidth(800_000)
+    for k in range(20):  # 100 packets of 1200 bytes a second arrive of 200
+        packets = [Received(50 * k + j, 50 * k + j if j % 2 else None, 1200) for j in range(10)]
+        estimate.on_feedback(packets, 50.0 * k + 60)
+    assert estimate.is_overrun
+    assert 300_000 < estimate.target_bps < 900_000
 
 
 def test_remb_rules_only_without_feedback():

@@ -9,6 +9,7 @@ from penstock.pipeline.clock import MS
 from penstock.transport.jitter_buffer import (
     CAPACITY,
     HOLD,
+    LIMIT,
     PATIENCE,
     REORDER,
     EncodedFrame,
@@ -72,11 +73,27 @@ def test_a_hole_past_its_deadline_is_skipped_to_the_next_keyframe():
     assert feed(buffer, [packet(p, 10 * MS) for p in made[2:5]]) == []
     assert buffer.pop(10 * MS + HOLD) == []
     assert buffer.needs_keyframe
-    assert feed(buffer, [packet(p, 300 * MS) for p in made[5:8]]) == []
-    after = feed(buffer, [packet(p, 320 * MS) for p in made[8:]])
+    assert buffer.deadline() == 10 * MS + LIMIT
+    assert len(buffer) == 3
+    assert buffer.pop(10 * MS + LIMIT) == []
+    assert len(buffer) == 0
+    assert feed(buffer, [packet(p, 700 * MS) for p in made[5:8]]) == []
+    after = feed(buffer, [packet(p, 720 * MS) for p in made[8:]])
     assert [f.timestamp // FRAME for f in after] == [8, 9]
     assert not buffer.needs_keyframe
     assert buffer.counts == Counter(delivered=3, dropped=6, lost=1)
+
+
+def test_a_repeat_that_overtakes_the_keyframe_asked_for_brings_the_picture_back():
+    buffer = VideoBuffer()
+    made = [frame_of(k, k, 1, key=k == 0)[0] for k in range(10)]
+    feed(buffer, [packet(made[0], 0)])
+    feed(buffer, [packet(p, 10 * MS) for p in made[2:]])
+    assert buffer.pop(10 * MS + HOLD) == []
+    assert buffer.needs_keyframe
+    assert len(feed(buffer, [packet(made[1], 20 * MS + HOLD)])) == 9
+    assert not buffer.needs_keyframe
+    assert buffer.counts == Counter(delivered=10)
 
 
 def test_a_whole_keyframe_behind_a_hole_ends_the_waiting():
@@ -104,7 +121,7 @@ def test_without_any_keyframe_patience_ends():
     out = [(p[0], f) for p in made for f in feed(buffer, [packet(p, p[0] * 33 * MS)])]
     assert out
     assert out[0][0] * 33 * MS >= PATIENCE
-    assert out[0][0] * 33 * MS < PATIENCE + 40 * MS
+    assert out[0][0] * 33 * MS < PATIENCE + 70 * MS
 
 
 @pytest.mark.parametrize("jump", [-5000, 5000, 30_000])

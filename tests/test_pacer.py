@@ -5,7 +5,7 @@ import itertools
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from penstock.pipeline.clock import MS, SECOND
-from penstock.transport.pacer import FAST, MAX_AGE, MAX_BYTES, SLOW, Pacer
+from penstock.transport.pacer import DRAIN, FAST, MAX_AGE, MAX_BYTES, MAX_WAIT, SLOW, Pacer
 from penstock.transport.picture_rate import (
     BITS_PER_PIXEL,
     GROW_AFTER,
@@ -70,6 +70,25 @@ def test_what_waits_is_bounded_in_bytes_and_age():
     assert pacer.dropped == 1000 - MAX_BYTES // SIZE
     pacer.pop(MAX_AGE + 1)
     assert pacer.waiting == 0
+
+
+def test_a_queue_on_the_way_is_drained_at_the_rate_itself():
+    pacer: Pacer[int] = Pacer(1_000_000)
+    pacer.congested = pacer.draining = True
+    assert pacer.rate_bps == DRAIN * 1_000_000
+
+
+def test_what_was_made_for_a_higher_rate_is_shed_as_a_whole():
+    pacer: Pacer[int] = Pacer(2_000_000)
+    for k in range(50):
+        pacer.push("again" if k % 5 == 0 else "video", k, SIZE, 0)
+    assert pacer.shed(0) == 0
+    pacer.target_bps = 200_000
+    assert pacer.delay(0) > MAX_WAIT
+    assert pacer.shed(0) == 50
+    assert (pacer.waiting, pacer.dropped) == (0, 50)
+    # what has left at the higher rate is not held against the lower one for long
+    assert pacer.delay(0) < 300 * MS
 
 
 @settings(max_examples=50, deadline=None)

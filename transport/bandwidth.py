@@ -8,13 +8,14 @@ where the draft has a Kalman filter.
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 FLOOR_BPS = 50_000
 CEILING_BPS = 3_000_000
-START_BPS = 800_000
+START_BPS = 300_000  # as browsers do; it doubles each second until something says that it is enough
 BURST_MS = 5.0  # packets sent within it are one group (section 5.2)
 WINDOW = 20  # groups that the trend is fitted to
 GAIN = 4.0  # of the trend against the threshold, WebRTC's
@@ -23,9 +24,17 @@ THRESHOLD_MS = 12.5
 OVERUSE_MS = 10.0  # that the trend must last
 BACKOFF = 0.85  # section 5.5, beta
 CUT_MOST = 0.5  # of the estimate stays, whatever was received
-RECEIVED_MS = 500.0  # window of the received rate
+RECEIVED_MS = 500.0  # window of the received rate ...
+SUDDEN_MS = 150.0  # ... and while a queue grows
+STANDING_MS = 100.0  # a late loop hands on what waited in one burst: only a delay that each packet of that time had is a queue
+STANDING_GROUPS = 9  # of packets, at least
+DRAIN = 60.0  # ms
+TRAIN, TRAIN_SENT_MS = 5, 25.0  # packets sent within that time, one picture's ...
+TRAIN_MS = 60.0  # ... whose arrival takes that long
+STANDING = 10.0  # ms above the least
 QUIET_MS = 3000.0  # without overuse: the old capacity no longer binds
 LOSS_HIGH, LOSS_LOW = 0.10, 0.02  # section 6
+LOSS_GRAVE, GRAVE_MS = 0.30, 150.0  # a queue runs over: that is not waited out
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +52,14 @@ class Trend:
 
     def __init__(self) -> None:
         self.state = "normal"  # "overuse": a queue grows, "underuse": it drains
-        self.queue_ms = 0.0  # how far the delay is above the least seen in the window
+        self.queue_ms = (
+            0.0  # by how much every packet of the last STANDING_MS was slower than the fastest lately
+        )
         self._group: list[float] | None = None  # first sent, last sent, last arrival
         self._before: list[float] | None = None
         self._points: deque[tuple[float, float]] = deque(maxlen=WINDOW)
         self._delays: deque[float] = deque(maxlen=600)
+        self._recent: deque[tuple[float, float]] = deque(maxlen=64)  # (arrival ms, accumulated delay)
         self._accumulated = 0.0
         self._smoothed = 0.0
         self._first: float | None = None
@@ -86,7 +98,10 @@ class Trend:
         self._count = min(self._count + 1, 60)
         self._accumulated += variation_ms
         self._delays.append(self._accumulated)
-        self.queue_ms = self._accumulated - min(self._delays)
+        self._recent.append((arrival_ms, self._accumulated))
+        while len(self._recent) > STANDING_GROUPS and self._recent[0][0] < arrival_ms - STANDING_MS:
+            self._recent.popleft()
+        self.queue_ms = min(delay for _, delay in self._recent) - min(self._delays)
         self._smoothed = SMOOTHING * self._smoothed + (1 - SMOOTHING) * self._accumulated
         self._points.append((arrival_ms - self._first, self._smoothed))
         slope = _slope(self._points) if len(self._points) == WINDOW else 0.0
@@ -97,7 +112,7 @@ class Trend:
         if trend > self._threshold:
             self._over_ms += interval_ms
             if self._over_ms > OVERUSE_MS and slope >= self._last_slope:
-                self.state = "overuse"
+                self.state = "overuse" if self.queue_ms > STANDING else "normal"
         else:
             self._over_ms = 0.0
             self.state = "underuse" if trend < -self._threshold else "normal"
@@ -119,30 +134,58 @@ def _slope(points: Iterable[tuple[float, float]]) -> float:
     return sum((x - mean_x) * (y - mean_y) for x, y in points) / spread if spread else 0.0
 
 
+class Train:
+    """What did the narrowest link make of packets sent one after the other? A fall of its rate shows in a single picture.
+
+    The median distance counts: a loop that stood still makes one long one, or none at all.
+    Source: packet-train dispersion, Dovrolis, Ramanathan and Moore 2001.
+    """
+
+    def __init__(self) -> None:
+        self._sent_ms = -1e9  # of the first
+        self._arrivals: list[float] = []
+        self._bytes = 0
+
+    def packet(self, sent_ms: float, arrival_ms: float, size: int) -> float | None:
+        """The link's rate, bits/s, when this packet shows that a picture takes too long."""
+        if not 0 <= sent_ms - self._sent_ms <= TRAIN_SENT_MS:
+            self._sent_ms, self._arrivals, self._bytes = sent_ms, [arrival_ms], 0
+            return None
+        self._arrivals.append(arrival_ms)
+        self._bytes += size
+        count = len(self._arrivals) - 1
+        if count + 1 < TRAIN or arrival_ms - self._arrivals[0] < TRAIN_MS:
+            return None
+        between = sorted(b - a for a, b in itertools.pairwise(self._arrivals))[count // 2]
+        return self._bytes / count * 8000 / between if between > 0 else None
+
+
 class ReceivedRate:
     """bits/s that arrived, over the last half second of the receiver's time."""
 
     def __init__(self) -> None:
         self._packets: deque[tuple[float, int]] = deque(maxlen=4096)  # (arrival ms, bytes)
-        self._bytes = 0
 
     def packet(self, arrival_ms: float, size: int) -> None:
-        if len(self._packets) == self._packets.maxlen:
-            self._bytes -= self._packets.popleft()[1]
         self._packets.append((arrival_ms, size))
-        self._bytes += size
         while self._packets[0][0] < arrival_ms - RECEIVED_MS:
-            self._bytes -= self._packets.popleft()[1]
+            self._packets.popleft()
 
     @property
     def bps(self) -> float | None:
         """None until it has seen enough to tell."""
+        return self.over(RECEIVED_MS)
+
+    def over(self, window_ms: float) -> float | None:
+        """The same over the last so many ms, at most RECEIVED_MS."""
         if len(self._packets) < 4:
             return None
-        span_ms = self._packets[-1][0] - self._packets[0][0]
-        if span_ms < RECEIVED_MS / 3:
+        newest = self._packets[-1][0]
+        recent = [packet for packet in self._packets if packet[0] >= newest - window_ms]
+        span_ms = newest - recent[0][0]
+        if span_ms < window_ms / 3:
             return None
-        return (self._bytes - self._packets[0][1]) * 8000 / span_ms
+        return sum(size for _, size in recent[1:]) * 8000 / span_ms
 
 
 class Bandwidth:
@@ -157,6 +200,7 @@ class Bandwidth:
         self.loss = 0.0  # of the last half second
         self.source = "start"  # "feedback", "remb" later
         self._rate = ReceivedRate()
+        self._train = Train()
         self._delay_bps = float(start_bps)
         self._loss_bps = float(ceiling_bps)
         self._remb_bps = float(ceiling_bps)
@@ -165,7 +209,7 @@ class Bandwidth:
         self._cut_ms = -1e9
         self._lost = self._seen = 0
         self._loss_ms = 0.0
-        self._reported_ms: float | None = None
+        self.fell_ms = -1e9  # when the link's rate was seen to have fallen to less than half
 
     @property
     def target_bps(self) -> int:
@@ -179,6 +223,20 @@ class Bandwidth:
     def congested(self) -> bool:
         return self.trend.state == "overuse"
 
+    @property
+    def is_overrun(self) -> bool:
+        """Is so much lost that no repeat will mend it?"""
+        return self.loss > LOSS_GRAVE
+
+    @property
+    def is_standing(self) -> bool:
+        """Is there a queue that only sending less will drain?"""
+        return self.trend.queue_ms > DRAIN
+
+    @property
+    def _is_starting(self) -> bool:
+        return self._capacity_bps is None and self._loss_bps >= self.ceiling_bps
+
     def on_feedback(self, packets: Iterable[Received], now_ms: float, rtt_ms: float = 100.0) -> None:
         """One report, in the order of sending."""
         self.source = "feedback"
@@ -189,7 +247,14 @@ class Bandwidth:
                 continue
             self.trend.packet(packet.sent_ms, packet.arrival_ms)
             self._rate.packet(packet.arrival_ms, packet.size)
-        if self._seen >= 20 and now_ms - self._loss_ms >= RECEIVED_MS:
+            link_bps = self._train.packet(packet.sent_ms, packet.arrival_ms, packet.size)
+            if link_bps is not None and link_bps < BACKOFF * self._delay_bps:
+                if link_bps < CUT_MOST * self._delay_bps:
+                    self.fell_ms = now_ms
+                self._delay_bps = max(BACKOFF * link_bps, self.floor_bps)
+                self._capacity_bps, self._cut_ms = link_bps, now_ms
+        quick = self._lost > LOSS_GRAVE * self._seen
+        if self._seen >= 20 and now_ms - self._loss_ms >= (GRAVE_MS if quick else RECEIVED_MS):
             self._on_loss(self._lost / self._seen, now_ms)
             self._lost = self._seen = 0
         self._control(now_ms, rtt_ms)
@@ -199,6 +264,8 @@ class Bandwidth:
         self._last_ms = now_ms
         received = self._rate.bps
         state = self.trend.state
+        if state == "overuse" and received is not None:  # of the capacity of now, not of before it fell
+            received = min(received, self._rate.over(SUDDEN_MS) or received)
         if state == "overuse":
             if now_ms - self._cut_ms > max(150.0, rtt_ms + 100) and received is not None:
                 # never below half at once: while little is sent, little was received, and says nothing of the path
@@ -219,6 +286,8 @@ class Bandwidth:
         if capacity is not None and quiet_ms < QUIET_MS and self._delay_bps > 0.8 * capacity:
             # near where it was too much: about one packet each response time (section 5.5)
             return self._delay_bps + elapsed_s * 1000 / (rtt_ms + 100) * 1200 * 8 * 0.5
+        if self._is_starting:
+            return self._delay_bps * 2**elapsed_s
         # the draft raises by 8 %/s; twenty seconds of a poor picture after each dip are too long for us
         return self._delay_bps * (1 + (0.08 if quiet_ms < 1000 else 0.35)) ** elapsed_s
 
@@ -239,8 +308,13 @@ class Bandwidth:
         self.loss = lost
         elapsed_s = min(2.0, (now_ms - self._loss_ms) / 1000) if self._loss_ms else 0.0
         self._loss_ms = now_ms
+        received = self._rate.bps
         if lost > LOSS_HIGH:
             base = min(self._loss_bps, float(self.target_bps))
-            self._loss_bps = max(self.floor_bps, base * (1 - 0.5 * lost))
+            cut = base * (1 - 0.5 * lost)
+            if received is not None:  # what arrives is what the path carries, not more and not much less
+                cut = max(min(cut, received), min(base, BACKOFF * received))
+            self._loss_bps = max(self.floor_bps, cut)
         elif lost < LOSS_LOW:
-            self._loss_bps = min(self.ceiling_bps, self._loss_bps * 1.25**elapsed_s)
+            proven = min(received or 0.0, self._delay_bps)
+            self._loss_bps = min(self.ceiling_bps, max(self._loss_bps * 1.25**elapsed_s, proven))

@@ -170,6 +170,9 @@ class H264Encoder:
         self._off_since = None
         self._fps = self._meter.fps
         self._ceiling = self._fitting_ceiling()
+        full = max(
+            0.1, 0.9 * self.bitrate_bps / self._ceiling
+        )  # else the first keyframe is one of the ceiling's rate
         context = _context(
             "libx264",
             picture,
@@ -179,7 +182,7 @@ class H264Encoder:
             tune="zerolatency",
             maxrate=self._ceiling,
             bufsize=round(self.bitrate_bps * self._buffer_s or self._ceiling * BUFFER_S),
-            **{"forced-idr": 1, "x264-params": ":".join(filter(None, (X264_PARAMS, self._params)))},
+            **{"forced-idr": 1, "x264-params": ":".join(filter(None, (X264_PARAMS, first, self._params)))},
         )
         context.profile = "Baseline"
         context.open()

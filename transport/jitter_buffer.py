@@ -1,8 +1,9 @@
 """Packets of one video stream made into frames: in order, at most once, none waiting past its deadline.
 
 A frame leaves with its last packet, told by the marker bit (RFC 7741 section 4.1, RFC 6184 section 5.1) or by
-the next frame's first packet. A hole holds up what follows for `hold`, as a retransmission may still fill it;
-then everything up to the next keyframe is thrown away, since it cannot be decoded.
+the next frame's first packet. A hole holds up what follows, as a retransmission may still fill it. After `hold`
+a keyframe is asked for, and whichever comes first ends the wait: the missing packet, the whole keyframe, or `limit`; then
+everything up to the next keyframe is thrown away, since it cannot be decoded.
 
         next        hole            key
     ┌────▼───┬───┬───┬ ─ ┬───┬───┬───▼───┬───┐
@@ -21,6 +22,7 @@ CAPACITY = 1024  # packets: 1 s at 10 Mb/s
 MAX_BYTES = 4 << 20
 REORDER = 20 * MS  # a packet so much later than its successors is late, not lost
 HOLD = 200 * MS
+LIMIT = 600 * MS
 PATIENCE = 2 * SECOND  # without any keyframe the decoder gets what there is (intra refresh has none)
 LATE_RUN = 128  # late packets in a row: the sender has started its numbers afresh
 NEVER_SENT = 3000  # a jump of more than this many numbers is a fresh start too
@@ -70,6 +72,7 @@ class VideoBuffer:
     def __init__(self, counts: Counter[str] | None = None) -> None:
         self.counts: Counter[str] = Counter() if counts is None else counts
         self.hold = HOLD
+        self.limit = LIMIT
         self.needs_keyframe = False
         self.next: int | None = None  # the first packet that was not yet delivered or given up
         self._packets: dict[int, Packet] = {}
@@ -123,7 +126,11 @@ class VideoBuffer:
         if self._waiting is not None:
             return max(p.arrival for p in self._packets.values()) + REORDER
         beyond = self._beyond_hole()
-        return None if beyond is None else beyond.arrival + (REORDER if self._complete_key() else self.hold)
+        if beyond is None:
+            return None
+        if self._complete_key() is not None:
+            return beyond.arrival + REORDER
+        return beyond.arrival + (self.limit if self.needs_keyframe else self.hold)
 
     def give_up(self, before: int, now: int) -> None:
         """Nothing before this packet can come in time: only a keyframe helps."""
@@ -188,8 +195,10 @@ class VideoBuffer:
             return True
         if now - beyond.arrival < self.hold:
             return False
-        self._waiting = now
         self.needs_keyframe = True
+        if now - beyond.arrival < self.limit:
+            return False
+        self._waiting = now
         keys = [s for s, p in self._packets.items() if p.key and s >= beyond.seq]
         self._drop_before(min(keys, default=self._newest + 1))
         return True
@@ -200,8 +209,8 @@ class VideoBuffer:
         keys = [s for s, p in self._packets.items() if p.key]
         if keys:
             self._drop_before(min(keys))
-        elif now - self._waiting >= PATIENCE:
-            self._drop_before(min(self._packets))
+        elif now - self._waiting >= PATIENCE and (whole := self._second_frame()) is not None:
+            self._drop_before(whole)
         else:
             if now - self._waiting >= REORDER:
                 self.needs_keyframe = True
@@ -212,6 +221,11 @@ class VideoBuffer:
             return False
         self._waiting = None
         return True
+
+    def _second_frame(self) -> int | None:
+        """Where a frame surely begins: of the first in here, packets may have been dropped."""
+        first, packets = self._packets[min(self._packets)].timestamp, self._packets
+        return min((s for s, p in packets.items() if p.timestamp != first and s - 1 in packets), default=None)
 
     def _drop_before(self, seq: int) -> None:
         """The head is now `seq`; what lies before it is dropped, what never came is lost."""

@@ -12,6 +12,7 @@ MIN_RETRY = 20 * MS
 MAX_MISSING = 256  # more than that is no loss but an outage: only a keyframe helps
 MAX_RTT = 2000 * MS
 MIN_HOLD, MAX_HOLD = 150 * MS, 500 * MS
+MAX_LIMIT = 1000 * MS
 
 
 @dataclass(slots=True)
@@ -39,8 +40,13 @@ class Nacks:
 
     @property
     def hold(self) -> int:
-        """How long a frame may wait for its packets: time for about three requests, ns."""
+        """How long a frame may wait for its packets before a keyframe is asked for: about three requests, ns."""
         return min(MAX_HOLD, max(MIN_HOLD, 3 * self.rtt + 30 * MS))
+
+    @property
+    def limit(self) -> int:
+        """How long a packet is asked for: until the keyframe asked for in its stead, repairs included, is here, ns."""
+        return min(MAX_LIMIT, 2 * self.hold + self.rtt)
 
     @property
     def _retry(self) -> int:
@@ -70,7 +76,7 @@ class Nacks:
         """What to ask for now, in order; it counts as asked. What is past its budget is given up."""
         out: list[int] = []
         for seq, missing in list(self._missing.items()):
-            if now - missing.since >= self.hold:
+            if now - missing.since >= self.limit:
                 self._give_up(seq)
             elif not missing.tries or now - missing.asked >= self._retry:
                 missing.asked = now
@@ -84,7 +90,7 @@ class Nacks:
         if not self._missing:
             return None
         return min(
-            min(m.since + self.hold, m.asked + self._retry) if m.tries else m.since
+            min(m.since + self.limit, m.asked + self._retry) if m.tries else m.since
             for m in self._missing.values()
         )
 

@@ -13,11 +13,14 @@ from ..pipeline.clock import MS, SECOND
 
 P = TypeVar("P")
 
-FAST, SLOW = 2.5, 1.5  # times the target rate: usually; while a queue is building up on the way
+# times the target rate: usually; while a queue is building up on the way; until it has drained
+FAST, SLOW, DRAIN = 2.5, 1.5, 1.0
 DEPTH = 40 * MS  # of the target rate may leave at once: a picture at 25/s
 LEAST = 3 * 1200  # bytes, of the same
 MAX_BYTES = 512 * 1024  # that wait; beyond, the oldest pictures are dropped
 MAX_AGE = 700 * MS  # an older picture's packets are worth nothing
+MAX_DEBT = 200 * MS  # the queue that a fall of the rate has left on the way drains meanwhile
+MAX_WAIT = 500 * MS  # a keyframe made for the rate of now is there sooner
 LANES = ("again", "video")  # repeats first: a picture waits for them. Audio never waits
 
 
@@ -27,6 +30,7 @@ class Pacer(Generic[P]):
     def __init__(self, target_bps: int) -> None:
         self.target_bps = target_bps
         self.congested = False
+        self.draining = False
         self.dropped = 0
         self.waiting = 0  # bytes
         self._lanes: dict[str, deque[tuple[int, int, P]]] = {lane: deque() for lane in LANES}
@@ -35,7 +39,7 @@ class Pacer(Generic[P]):
 
     @property
     def rate_bps(self) -> float:
-        return self.target_bps * (SLOW if self.congested else FAST)
+        return self.target_bps * (DRAIN if self.draining else SLOW if self.congested else FAST)
 
     @property
     def _depth(self) -> float:
@@ -53,7 +57,7 @@ class Pacer(Generic[P]):
             self._drop("video" if self._lanes["video"] else "again")
 
     def pop(self, now: int) -> list[P]:
-        """What may leave now, in order."""
+        """What may leave now, in order; what is too old is dropped."""
         self._drain(now)
         leaving: list[P] = []
         for lane in LANES:
@@ -81,6 +85,15 @@ class Pacer(Generic[P]):
         over = self._level + self.waiting - self._depth
         return round(max(0.0, over) * 8 * SECOND / self.rate_bps)
 
+    def shed(self, now: int, most: int = MAX_WAIT) -> int:
+        """Give up all that waits when it would wait longer than that: it was made for another rate. Returns how many."""
+        if self.delay(now) <= most:
+            return 0
+        shed = sum(map(len, self._lanes.values()))
+        self.dropped += shed
+        self.clear()
+        return shed
+
     def clear(self) -> None:
         for queue in self._lanes.values():
             queue.clear()
@@ -92,5 +105,7 @@ class Pacer(Generic[P]):
         self.dropped += 1
 
     def _drain(self, now: int) -> None:
-        self._level = max(0.0, self._level - (now - self._drained) * self.rate_bps / 8 / SECOND)
+        # what was spent while the rate was higher is not held against it for long
+        level = min(self._level, self._depth + self.rate_bps / 8 * MAX_DEBT / SECOND)
+        self._level = max(0.0, level - (now - self._drained) * self.rate_bps / 8 / SECOND)
         self._drained = now

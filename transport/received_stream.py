@@ -100,7 +100,7 @@ class VideoStream(_Stream):
         self.capture.heard(self.media(timestamp), arrival)
         if not self.nacks.received(seq, now):
             self.needs_keyframe = True
-        self.buffer.hold = self.nacks.hold
+        self.buffer.hold, self.buffer.limit = self.nacks.hold, self.nacks.limit
         key = begins_keyframe(codec.name, data)
         if key:
             self.needs_keyframe = False

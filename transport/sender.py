@@ -36,7 +36,7 @@ from aiortc.rtp import (
 )
 from numpy.typing import NDArray
 
-from ..pipeline.clock import MS, LoopClock
+from ..pipeline.clock import MS, SECOND, LoopClock
 from ..pipeline.frame import VideoFrame
 from .encoders import OpusEncoder, PictureScaler, VideoEncoder
 from .feedback import TRANSPORT_CC
@@ -46,7 +46,9 @@ from .uplink import Uplink, uplink_of
 
 HISTORY = 768  # packets kept for repeats: 2 s at 3 Mb/s
 REPEAT_APART = 20 * MS  # the same packet again: a NACK that crossed the repeat
-KEYFRAME_APART = 300 * MS  # requests in between are answered once, at its end
+KEYFRAME_APART = (
+    300 * MS
+)  # requests in between are answered once, at its end; or longer, while the last is on its way
 
 
 def level_dbov(pcm: NDArray[np.int16]) -> int:
@@ -71,7 +73,8 @@ class PacedSender(RTCRtpSender):
         self._origin = random.getrandbits(32)
         self._history: OrderedDict[int, tuple[RtpPacket, int]] = OrderedDict()  # → when last sent, ns
         self._wants_keyframe = True
-        self._keyframe_at = -KEYFRAME_APART
+        self._keyframe_at = -SECOND
+        self._next_keyframe = 0  # ns, before which none is made for a request
         self._packets = 0
         self._octets = 0
         self._stamp = (0, 0)  # (NTP time, RTP timestamp) of the newest packet
@@ -132,6 +135,7 @@ class PacedSender(RTCRtpSender):
         loop = asyncio.get_running_loop()
         clock = LoopClock(loop)
         uplink = self.uplink
+        uplink.on_shed = self._shed
         encoder = track.make_encoder(codec.name, uplink.video_bps)
         packer: Any = get_encoder(codec)
         scaler = PictureScaler()
@@ -146,7 +150,7 @@ class PacedSender(RTCRtpSender):
             if track.keyframe_gap and now - self._keyframe_at >= track.keyframe_gap:
                 self._wants_keyframe = True
             shape = self.shape = rate.shape(bps, frame.width & ~1, frame.height & ~1, now, track.fps)
-            keyframe = self._wants_keyframe and now - self._keyframe_at >= KEYFRAME_APART
+            keyframe = self._wants_keyframe and now >= self._next_keyframe
             # pictures that come unevenly pass while there is room for all of them
             passes = keyframe or shape.fps >= track.fps or gate(now, shape.fps)
             if not self._enabled or not passes:
@@ -159,8 +163,11 @@ class PacedSender(RTCRtpSender):
                 None, _encode, encoder, scaler, frame, shape, timestamp, keyframe, now
             )
             if is_keyframe:
-                self._keyframe_at = now
                 self.keyframes += 1
+                self._keyframe_at = now
+                self._history.clear()  # nobody needs what was before it
+                on_its_way = len(data) * 8 * SECOND // bps + round((uplink.rtt_ms or 0) * MS)
+                self._next_keyframe = now + max(KEYFRAME_APART, on_its_way)
             if not data:
                 continue
             self.encoded += 1
@@ -222,6 +229,12 @@ class PacedSender(RTCRtpSender):
         if isinstance(self.track, VideoOut):
             self.track.wake()
         super()._send_keyframe()
+
+    def _shed(self) -> None:
+        """What the far end waits for never left, or will not come: only a picture made for the rate of now helps."""
+        self._history.clear()
+        self._next_keyframe = 0
+        self._send_keyframe()
 
     def _rtt_ms(self, lsr: int, dlsr: int) -> float | None:
         middle, sent = self._report

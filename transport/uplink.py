@@ -6,22 +6,25 @@ One `Uplink` for each DTLS transport: sound and picture share the path, so they 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary, ref
 
 from aiortc import clock as ntp
 from aiortc.rtp import HeaderExtensionsMap, RtpPacket
 
-from ..pipeline.clock import MS, LoopClock
+from ..pipeline.clock import MS, SECOND, LoopClock
 from .bandwidth import Bandwidth, Received
 from .feedback import parse_feedback
-from .pacer import Pacer
+from .pacer import MAX_WAIT, Pacer
 
 SENT = 4096  # packets that feedback may still tell of: 10 s at 3 Mb/s
 AUDIO_SHARE_BPS = 45_000  # kept free of video while there is sound, with its headers
 PAYLOAD_SHARE = 0.92  # of the rest: RTP, SRTP and extension headers, and a few repeats
 ROOM = 15 * MS  # a picture is encoded when it would wait no longer than this
+LOOK = 30 * MS
 RTT_ALPHA = 0.85
+OVERRUN_APART = 2 * SECOND  # keyframes made because so much was lost
 
 
 class Transport(Protocol):
@@ -38,6 +41,9 @@ class Uplink:
         self.pacer: Pacer[tuple[RtpPacket, HeaderExtensionsMap]] = Pacer(self.bandwidth.target_bps)
         self.rtt_ms: float | None = None
         self.has_audio = False
+        self.on_shed: Callable[[], None] = lambda: None  # the picture is beyond repair
+        self._overrun_at = -OVERRUN_APART
+        self._fell_ms = self.bandwidth.fell_ms
         self.sent_bytes = 0
         self.repeated = 0  # packets
         self._transport = ref(transport)  # it is the key under which we are found: it must be free to go
@@ -70,8 +76,8 @@ class Uplink:
 
     async def room(self) -> None:
         """Until a new picture would soon leave."""
-        while (delay := self.pacer.delay(self._clock.now())) > ROOM:  # noqa: ASYNC110 - the time is known
-            await asyncio.sleep((delay - ROOM // 2) / 1e9)
+        while (delay := self.pacer.delay(self._clock.now())) > ROOM:  # noqa: ASYNC110 - the time is known ...
+            await asyncio.sleep(min(LOOK, delay - ROOM // 2) / SECOND)  # ... but may become shorter
 
     async def _flush(self) -> None:
         for packet, extensions in self.pacer.pop(self._clock.now()):
@@ -141,6 +147,14 @@ class Uplink:
     def _follow(self) -> None:
         self.pacer.target_bps = self.bandwidth.target_bps
         self.pacer.congested = self.bandwidth.congested
+        self.pacer.draining = self.bandwidth.is_standing
+        now = self._clock.now()
+        fell, self._fell_ms = self.bandwidth.fell_ms > self._fell_ms, self.bandwidth.fell_ms
+        overrun = self.bandwidth.is_overrun and now - self._overrun_at > OVERRUN_APART
+        if overrun or fell:
+            self._overrun_at = now
+        if self.pacer.shed(now, 0 if fell else MAX_WAIT) or overrun or fell:
+            self.on_shed()
 
     def close(self) -> None:
         """Nothing more leaves by itself. Idempotent."""
