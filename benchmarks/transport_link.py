@@ -65,10 +65,7 @@ class Inline(ThreadPoolExecutor):
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         done: Future[Any] = Future()
-        try:
-            done.set_result(fn(*args, **kwargs))
-        except BaseException as e:
-            done.set_exception(e)
+        done.set_result(fn(*args, **kwargs))
         return done
 
 

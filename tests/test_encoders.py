@@ -7,17 +7,18 @@ import numpy as np
 import pytest
 from penstock.pipeline.clock import SECOND
 from penstock.pipeline.frame import VideoFrame
+from penstock.transport import vpx
 from penstock.transport.encoders import (
     AUDIO_HZ,
     MONO_AFTER,
-    VIDEO_HZ,
-    VP8_REBUILD,
     H264Encoder,
     OpusEncoder,
     PictureScaler,
     Vp8Encoder,
     make_video_encoder,
 )
+from penstock.transport.ffmpeg_encoder import VIDEO_HZ
+from penstock.transport.vp8_rungs import REBUILD, RungVp8Encoder
 
 SIZE = (320, 240)
 _noise = np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8)
@@ -79,13 +80,32 @@ def test_keyframe_on_request_and_at_a_new_size(codec: str):
     assert sizes[-1] == (160, 120)
 
 
-def test_vp8_keeps_its_rung_for_two_seconds_and_against_small_swings():
+def test_vp8_follows_the_rate_without_keyframes():
     encoder = Vp8Encoder(600_000)
+    made: list[tuple[bytes, bool]] = []
+    for asked in (600_000, 250_000, 1_000_000):
+        encoder.bitrate_bps = asked
+        part = run(encoder, 120, start=len(made))
+        assert bps(part[45:]) == pytest.approx(asked, rel=0.25)
+        made += part
+    assert [k for k, (_, key) in enumerate(made) if key] == [0]
+    assert encoder.opened == 1
+
+
+def test_vp8_without_its_library_goes_by_rungs(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(vpx, "library", lambda: None)
+    assert isinstance(make_video_encoder("VP8", 600_000), RungVp8Encoder)
+    with pytest.raises(OSError, match="libvpx"):
+        vpx.Vp8(64, 48, 100_000)
+
+
+def test_vp8_rungs_are_kept_for_two_seconds_and_against_small_swings():
+    encoder = RungVp8Encoder(600_000)
     run(encoder, 30)
     encoder.bitrate_bps = 1_500_000
     run(encoder, 20, start=30)
     assert encoder.opened == 1
-    frames = VP8_REBUILD * 30 // SECOND
+    frames = REBUILD * 30 // SECOND
     run(encoder, frames, start=50)
     assert encoder.opened == 2
     for k in range(20):
@@ -94,8 +114,8 @@ def test_vp8_keeps_its_rung_for_two_seconds_and_against_small_swings():
     assert encoder.opened == 2
 
 
-def test_vp8_hurries_when_the_network_halves():
-    encoder = Vp8Encoder(1_500_000)
+def test_vp8_rungs_hurry_when_the_network_halves():
+    encoder = RungVp8Encoder(1_500_000)
     run(encoder, 20)
     encoder.bitrate_bps = 300_000
     encoded = run(encoder, 60, start=20)

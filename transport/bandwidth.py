@@ -29,6 +29,7 @@ SUDDEN_MS = 150.0  # ... and while a queue grows
 STANDING_MS = 100.0  # a late loop hands on what waited in one burst: only a delay that each packet of that time had is a queue
 STANDING_GROUPS = 9  # of packets, at least
 DRAIN = 60.0  # ms
+FELL_MS = 400.0  # that a queue surely stands after its link's rate has fallen, before its arrivals show it
 TRAIN, TRAIN_SENT_MS = 5, 25.0  # packets sent within that time, one picture's ...
 TRAIN_MS = 60.0  # ... whose arrival takes that long
 STANDING = 10.0  # ms above the least
@@ -231,7 +232,7 @@ class Bandwidth:
     @property
     def is_standing(self) -> bool:
         """Is there a queue that only sending less will drain?"""
-        return self.trend.queue_ms > DRAIN
+        return self.trend.queue_ms > DRAIN or (self._last_ms or 0.0) - self.fell_ms < FELL_MS
 
     @property
     def _is_starting(self) -> bool:

@@ -11,24 +11,19 @@ from typing import Any, Protocol
 
 import av
 import numpy as np
-from av.video.frame import PictureType
 from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
 from ..pipeline.clock import SECOND
 from ..pipeline.frame import VideoFrame
+from . import vpx
+from .ffmpeg_encoder import FIRST_FPS, VIDEO_HZ, encode_with, open_context
+from .vp8_rungs import RungVp8Encoder
 
-VIDEO_HZ = 90_000  # the RTP clock of all video payloads (RFC 3551 section 5)
 AUDIO_HZ = 48_000  # of Opus in RTP (RFC 7587 section 4.1)
-NO_KEYFRAMES = 3000  # pictures between keyframes that nobody asked for
-FIRST_FPS = 30.0  # until the real rate is known
 LONGEST = 5  # s between pictures that still tell of a rate
 H264_CEILINGS = (200_000, 400_000, 1_200_000, 3_000_000)  # bits/s; each allows 1/40 to 1 of it
 BUFFER_S = 0.2  # of the ceiling: the most that a picture may run ahead of the rate
-VP8_RUNGS = tuple(round(50_000 * 1.4**k) for k in range(13))  # bits/s, to 2.8 M; libvpx takes no live change
-VP8_REBUILD = 2 * SECOND  # at most this often, as a rebuild is a keyframe ...
-VP8_HURRY = SECOND // 2  # ... unless the rung is more than twice too high
-VP8_MARGIN = 1.15  # above a rung, before it is taken: a rate that swings around one would rebuild for ever
 X264_PARAMS = "scenecut=0:sliced-threads=0"
 FPS_OFF = 1.6  # times off the rate the encoder was opened for: x264 divides bits by pictures
 FPS_PATIENCE = 3 * SECOND
@@ -83,26 +78,6 @@ class _FpsMeter:
         self._last = pts
 
 
-def _context(codec: str, picture: av.VideoFrame, bitrate_bps: int, fps: float, **options: object) -> Any:
-    context = av.CodecContext.create(codec, "w")
-    assert isinstance(context, av.VideoCodecContext)
-    context.width, context.height = picture.width, picture.height
-    context.pix_fmt = "yuv420p"
-    context.time_base = Fraction(1, VIDEO_HZ)
-    context.framerate = Fraction(round(fps * 1000), 1000)
-    context.bit_rate = bitrate_bps
-    context.gop_size = NO_KEYFRAMES
-    context.thread_count = 1  # threads of one picture wait for each other on a busy machine
-    context.options = {key: str(value) for key, value in options.items()}
-    return context
-
-
-def _encode(context: Any, picture: av.VideoFrame, keyframe: bool) -> tuple[bytes, bool]:
-    picture.pict_type = PictureType.I if keyframe else PictureType.NONE
-    packets = context.encode(picture)
-    return b"".join(map(bytes, packets)), any(p.is_keyframe for p in packets)
-
-
 class H264Encoder:
     """x264, constrained baseline. Its rate follows `bitrate_bps` from picture to picture, with no keyframe.
 
@@ -151,7 +126,7 @@ class H264Encoder:
         bitrate = round(max(self._ceiling / 40, min(self._ceiling, scaled)))
         if abs(bitrate - context.bit_rate) > 0.03 * context.bit_rate:
             context.bit_rate = bitrate
-        return _encode(context, picture, keyframe)
+        return encode_with(context, picture, keyframe)
 
     def _wrong_fps(self, now: int) -> bool:
         off = max(self._meter.fps / self._fps, self._fps / self._meter.fps)
@@ -173,7 +148,7 @@ class H264Encoder:
         full = max(
             0.1, 0.9 * self.bitrate_bps / self._ceiling
         )  # else the first keyframe is one of the ceiling's rate
-        context = _context(
+        context = open_context(
             "libx264",
             picture,
             self._ceiling,
@@ -191,65 +166,19 @@ class H264Encoder:
 
 
 class Vp8Encoder:
-    """libvpx. Its rate is the rung below `bitrate_bps`; another rung is another encoder, so rungs are kept."""
+    """libvpx. Its rate follows `bitrate_bps` from picture to picture, with no keyframe."""
 
-    def __init__(self, bitrate_bps: int, cpu_used: int = -8, qmax: int | None = None) -> None:
-        """qmax: the coarsest quantiser, where the rate does not choose it."""
+    def __init__(self, bitrate_bps: int) -> None:
         self.bitrate_bps = bitrate_bps
-        self.cpu_used = cpu_used
-        self.qmax = qmax
         self.opened = 0  # times
-        self._context: Any = None
-        self._rung = 0
-        self._built = 0
+        self._encoder: vpx.Vp8 | None = None
 
     def encode(self, picture: av.VideoFrame, keyframe: bool, now: int) -> tuple[bytes, bool]:
-        context = self._context
-        if (
-            context is None
-            or (context.width, context.height) != (picture.width, picture.height)
-            or self._moves(now)
-        ):
-            context = self._open(picture, now)
-        return _encode(context, picture, keyframe)
-
-    def _fitting(self, margin: float = 1.0) -> int:
-        return max((r for r in VP8_RUNGS if r * margin <= self.bitrate_bps), default=VP8_RUNGS[0])
-
-    def _moves(self, now: int) -> bool:
-        age = now - self._built
-        if self._fitting(VP8_MARGIN) > self._rung:
-            return age >= VP8_REBUILD
-        return self._fitting() < self._rung and (
-            age >= VP8_REBUILD or (age >= VP8_HURRY and 2 * self.bitrate_bps < self._rung)
-        )
-
-    def _open(self, picture: av.VideoFrame, now: int) -> Any:
-        self.opened += 1
-        self._built = now
-        risen = self._fitting(VP8_MARGIN)
-        rate = self._rung = risen if 0 < self._rung < risen else self._fitting()
-        context = _context(
-            "libvpx",
-            picture,
-            rate,
-            FIRST_FPS,  # libvpx goes by the timestamps
-            deadline="realtime",
-            minrate=rate,  # all three alike: constant rate
-            maxrate=rate,
-            bufsize=rate,  # a second: less, and the first pictures of a flat scene are badly coloured
-            **{
-                "cpu-used": self.cpu_used,
-                "lag-in-frames": 0,
-                "undershoot-pct": 100,
-                "overshoot-pct": 15,
-                "static-thresh": 1,
-            },
-        )
-        # a coarser one makes the first picture of a flat scene 15 levels off in colour; the least rates need it
-        context.qmin, context.qmax = 4, self.qmax or (44 if rate >= 300_000 else 56)
-        self._context = context
-        return context
+        encoder = self._encoder
+        if encoder is None or (encoder.width, encoder.height) != (picture.width, picture.height):
+            encoder = self._encoder = vpx.Vp8(picture.width, picture.height, self.bitrate_bps)
+            self.opened += 1
+        return encoder.encode(picture, keyframe, self.bitrate_bps)
 
 
 def make_video_encoder(codec: str, bitrate_bps: int) -> VideoEncoder:
@@ -257,7 +186,7 @@ def make_video_encoder(codec: str, bitrate_bps: int) -> VideoEncoder:
     if codec.upper() == "H264":
         return H264Encoder(bitrate_bps)
     if codec.upper() == "VP8":
-        return Vp8Encoder(bitrate_bps)
+        return RungVp8Encoder(bitrate_bps) if vpx.library() is None else Vp8Encoder(bitrate_bps)
     raise ValueError(f"no video encoder for {codec!r}; there are H264 and VP8")
 
 

@@ -6,15 +6,13 @@ Source: RFC 6716 section 4.4 and libopus' opus.h.
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 import functools
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 from numpy.typing import NDArray
+
+from .bundled import candidates
 
 RATE_HZ = 48_000
 CHANNELS = 2
@@ -25,18 +23,10 @@ class OpusError(ValueError):
     """The packet is no Opus packet."""
 
 
-def _candidates() -> Iterator[str]:
-    """The library that PyAV brings with it first: it is always there in PyAV's own wheels."""
-    yield from map(str, sorted((Path(av.__file__).parent.parent / "av.libs").glob("libopus*")))
-    yield from map(str, sorted((Path(av.__file__).parent / ".dylibs").glob("libopus*")))
-    if (found := ctypes.util.find_library("opus")) is not None:
-        yield found
-
-
 @functools.cache
 def library() -> Any | None:
     """The loaded libopus; None where there is none."""
-    for path in _candidates():
+    for path in candidates("opus"):
         try:
             lib = ctypes.CDLL(path)
         except OSError:

@@ -14,7 +14,7 @@ from ..pipeline.clock import MS, SECOND
 P = TypeVar("P")
 
 # times the target rate: usually; while a queue is building up on the way; until it has drained
-FAST, SLOW, DRAIN = 2.5, 1.5, 1.0
+FAST, SLOW, DRAIN = 2.5, 1.5, 0.85
 DEPTH = 40 * MS  # of the target rate may leave at once: a picture at 25/s
 LEAST = 3 * 1200  # bytes, of the same
 MAX_BYTES = 512 * 1024  # that wait; beyond, the oldest pictures are dropped

@@ -17,8 +17,10 @@ import av
 import av.filter
 from av.sidedata.sidedata import Type
 
-from .encoders import VIDEO_HZ, H264Encoder, VideoEncoder, Vp8Encoder
+from .encoders import H264Encoder, VideoEncoder
+from .ffmpeg_encoder import VIDEO_HZ
 from .importance import ImportanceMap, Region, regions
+from .vp8_rungs import RungVp8Encoder
 
 MOST_REGIONS = 16
 # struct AVRegionOfInterest (libavutil/frame.h): uint32 self_size; int top, bottom, left, right; AVRational qoffset
@@ -129,7 +131,7 @@ class RoiEncoder:
         self._fps = self.fps
         if self.codec == "VP8":
             cpu_used = VP8_CPU_USED if self._fps <= VP8_UNHURRIED_FPS else VP8_HURRIED
-            return Vp8Encoder(self.bitrate_bps, cpu_used, qmax=63)
+            return RungVp8Encoder(self.bitrate_bps, cpu_used, qmax=63)
         return H264Encoder(
             self.bitrate_bps,
             self.preset or (X264_SLOW if self._fps <= SLOW_FPS else X264_FAST),
