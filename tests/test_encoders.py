@@ -89,7 +89,25 @@ def test_vp8_follows_the_rate_without_keyframes():
         assert bps(part[45:]) == pytest.approx(asked, rel=0.25)
         made += part
     assert [k for k, (_, key) in enumerate(made) if key] == [0]
+    assert encoder.opened <= 2
+
+
+def test_a_vp8_keyframe_is_fine_where_it_costs_little_and_small_where_it_would_cost_much():
+    encoder = Vp8Encoder(200_000)
+    scaler = PictureScaler()
+    flat = VideoFrame(pts=0, image=np.full((240, 320, 3), (200, 40, 40), np.uint8))
+    data, key = encoder.encode(scaler(flat, 320, 240, 0), False, 0)
+    assert key
     assert encoder.opened == 1
+    decoder = av.CodecContext.create("libvpx", "r")
+    (picture,) = decoder.decode(av.Packet(data))
+    assert np.abs(picture.to_ndarray(format="rgb24").mean((0, 1)) - (200, 40, 40)).max() < 12  # type: ignore[union-attr]
+    fine, coarse = (
+        vpx.Vp8(*SIZE, 200_000, q).encode(scaler(moving(0), *SIZE, 0), True, 200_000) for q in (44, 63)
+    )
+    assert len(fine[0]) > 1.2 * len(coarse[0])
+    again, _ = encoder.encode(scaler(moving(0), *SIZE, 3000), True, 0)
+    assert len(again) <= 1.05 * len(coarse[0])
 
 
 def test_vp8_without_its_library_goes_by_rungs(monkeypatch: pytest.MonkeyPatch):

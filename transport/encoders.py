@@ -24,6 +24,7 @@ AUDIO_HZ = 48_000  # of Opus in RTP (RFC 7587 section 4.1)
 LONGEST = 5  # s between pictures that still tell of a rate
 H264_CEILINGS = (200_000, 400_000, 1_200_000, 3_000_000)  # bits/s; each allows 1/40 to 1 of it
 BUFFER_S = 0.2  # of the ceiling: the most that a picture may run ahead of the rate
+KEYFRAME_S = 0.25  # of the rate: a larger one is made coarser
 X264_PARAMS = "scenecut=0:sliced-threads=0"
 FPS_OFF = 1.6  # times off the rate the encoder was opened for: x264 divides bits by pictures
 FPS_PATIENCE = 3 * SECOND
@@ -145,9 +146,8 @@ class H264Encoder:
         self._off_since = None
         self._fps = self._meter.fps
         self._ceiling = self._fitting_ceiling()
-        full = max(
-            0.1, 0.9 * self.bitrate_bps / self._ceiling
-        )  # else the first keyframe is one of the ceiling's rate
+        # else the first keyframe is one of the ceiling's rate
+        first = "" if self._buffer_s else f"vbv-init={max(0.1, 0.9 * self.bitrate_bps / self._ceiling):.2f}"
         context = open_context(
             "libx264",
             picture,
@@ -166,7 +166,11 @@ class H264Encoder:
 
 
 class Vp8Encoder:
-    """libvpx. Its rate follows `bitrate_bps` from picture to picture, with no keyframe."""
+    """libvpx. Its rate follows `bitrate_bps` from picture to picture; a keyframe is as fine as the rate allows.
+
+    What the rate allows is not known before: a flat scene costs nothing, and is badly coloured if its first picture is coarse. So
+    a keyframe is made fine, and again coarse if it was too large, each time by a new encoder, whose rate control has no past.
+    """
 
     def __init__(self, bitrate_bps: int) -> None:
         self.bitrate_bps = bitrate_bps
@@ -175,10 +179,21 @@ class Vp8Encoder:
 
     def encode(self, picture: av.VideoFrame, keyframe: bool, now: int) -> tuple[bytes, bool]:
         encoder = self._encoder
-        if encoder is None or (encoder.width, encoder.height) != (picture.width, picture.height):
-            encoder = self._encoder = vpx.Vp8(picture.width, picture.height, self.bitrate_bps)
-            self.opened += 1
-        return encoder.encode(picture, keyframe, self.bitrate_bps)
+        if (
+            encoder is not None
+            and not keyframe
+            and (encoder.width, encoder.height) == (picture.width, picture.height)
+        ):
+            return encoder.encode(picture, keyframe, self.bitrate_bps)
+        data = self._open(picture, vpx.FINE_Q)
+        if len(data) * 8 > self.bitrate_bps * KEYFRAME_S:
+            data = self._open(picture, vpx.COARSE_Q)
+        return data, True
+
+    def _open(self, picture: av.VideoFrame, max_q: int) -> bytes:
+        self.opened += 1
+        self._encoder = vpx.Vp8(picture.width, picture.height, self.bitrate_bps, max_q)
+        return self._encoder.encode(picture, True, self.bitrate_bps)[0]
 
 
 def make_video_encoder(codec: str, bitrate_bps: int) -> VideoEncoder:

@@ -135,7 +135,7 @@ class PacedSender(RTCRtpSender):
         loop = asyncio.get_running_loop()
         clock = LoopClock(loop)
         uplink = self.uplink
-        uplink.on_shed = self._shed
+        uplink.when_shed(self._shed)
         encoder = track.make_encoder(codec.name, uplink.video_bps)
         packer: Any = get_encoder(codec)
         scaler = PictureScaler()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from typing import Any, Protocol
-from weakref import WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary, WeakMethod, ref
 
 from aiortc import clock as ntp
 from aiortc.rtp import HeaderExtensionsMap, RtpPacket
@@ -41,7 +41,7 @@ class Uplink:
         self.pacer: Pacer[tuple[RtpPacket, HeaderExtensionsMap]] = Pacer(self.bandwidth.target_bps)
         self.rtt_ms: float | None = None
         self.has_audio = False
-        self.on_shed: Callable[[], None] = lambda: None  # the picture is beyond repair
+        self._on_shed: WeakMethod[Callable[[], None]] | None = None
         self._overrun_at = -OVERRUN_APART
         self._fell_ms = self.bandwidth.fell_ms
         self.sent_bytes = 0
@@ -53,6 +53,10 @@ class Uplink:
         self._sent: dict[int, tuple[float, int]] = {}  # number → (sent ms, bytes)
         self._timer: asyncio.TimerHandle | None = None
         self._flushing: asyncio.Task[None] | None = None
+
+    def when_shed(self, method: Callable[[], None]) -> None:
+        """To call when the picture is beyond repair. Kept weakly: its object holds the transport, our key."""
+        self._on_shed = WeakMethod(method)
 
     @property
     def video_bps(self) -> int:
@@ -153,8 +157,10 @@ class Uplink:
         overrun = self.bandwidth.is_overrun and now - self._overrun_at > OVERRUN_APART
         if overrun or fell:
             self._overrun_at = now
-        if self.pacer.shed(now, 0 if fell else MAX_WAIT) or overrun or fell:
-            self.on_shed()
+        shed = self.pacer.shed(now, 0 if fell else MAX_WAIT)
+        tell = self._on_shed() if self._on_shed is not None else None
+        if tell is not None and (shed or overrun or fell):
+            tell()
 
     def close(self) -> None:
         """Nothing more leaves by itself. Idempotent."""

@@ -37,7 +37,7 @@ _CPU_USED, _STATIC_THRESHOLD, _MAX_INTRA_PCT = 13, 17, 26  # vp8e_enc_control_id
 NO_KEYFRAMES = 3000  # pictures between keyframes that nobody asked for
 BUFFER_MS = 600
 INTRA_PCT = 300  # a keyframe has at most so much of a picture's mean
-MAX_Q = ((600_000, 44), (300_000, 52), (0, 63))  # coarser: the first picture of a flat scene is off in colour
+FINE_Q, COARSE_Q = 44, 63  # the coarsest quantiser of a keyframe, until it has shown to be too large
 
 
 class VpxError(RuntimeError):
@@ -110,7 +110,10 @@ def _image_is_known(lib: Any) -> bool:
 class Vp8:
     """One stream of one size. Not for several threads at once. Raises: OSError where libvpx is missing."""
 
-    def __init__(self, width: int, height: int, bitrate_bps: int, cpu_used: int = -8) -> None:
+    def __init__(
+        self, width: int, height: int, bitrate_bps: int, max_q: int = COARSE_Q, cpu_used: int = -8
+    ) -> None:
+        """max_q: the coarsest quantiser of the first picture, 0 to 63; later ones may have all."""
         found = library()
         if found is None:
             raise OSError("libvpx was not found: install the package libvpx7 or newer")
@@ -118,6 +121,7 @@ class Vp8:
         self.width, self.height = width, height
         self.bitrate_bps = bitrate_bps
         self._last = -1  # pts
+        self._is_second = False  # is the next picture the second?
         self._duration = HZ // 30
         self._config = _default(self._lib)
         self._words = (ctypes.c_uint32 * (_CONFIG_BYTES // 4)).from_buffer(self._config)
@@ -139,7 +143,8 @@ class Vp8:
             (_KEY_MAX, NO_KEYFRAMES),
         ):
             self._words[at] = value
-        self._set_rate(bitrate_bps)
+        self._words[_BITRATE] = max(1, bitrate_bps // 1000)
+        self._words[_MAX_Q] = max_q
         context = ctypes.create_string_buffer(_CONTEXT_BYTES)
         if error := self._lib.vpx_codec_enc_init_ver(
             context, self._lib.vpx_codec_vp8_cx(), self._config, 0, abi
@@ -154,10 +159,14 @@ class Vp8:
         out. Raises: VpxError."""
         assert (picture.width, picture.height) == (self.width, self.height)
         assert picture.pts is not None
-        if abs(bitrate_bps - self.bitrate_bps) > 0.03 * self.bitrate_bps:
-            self._set_rate(bitrate_bps)
+        first = self._last < 0
+        if abs(bitrate_bps - self.bitrate_bps) > 0.03 * self.bitrate_bps or self._is_second:
+            self.bitrate_bps = bitrate_bps
+            self._words[_BITRATE] = max(1, bitrate_bps // 1000)
+            self._words[_MAX_Q] = COARSE_Q
             self._lib.vpx_codec_enc_config_set(self._context, self._config)
-        if self._last >= 0:
+        self._is_second = first
+        if not first:
             self._duration = max(1, min(HZ, picture.pts - self._last))
         self._last = max(picture.pts, self._last + 1)
         planes = picture.planes
@@ -178,11 +187,6 @@ class Vp8:
                 data += ctypes.string_at(buffer, size)
                 is_key = is_key or bool(marks & 1)
         return data, is_key
-
-    def _set_rate(self, bitrate_bps: int) -> None:
-        self.bitrate_bps = bitrate_bps
-        self._words[_BITRATE] = max(1, bitrate_bps // 1000)
-        self._words[_MAX_Q] = next(q for least, q in MAX_Q if bitrate_bps >= least)
 
     def __del__(self) -> None:
         if (context := getattr(self, "_context", None)) is not None:
