@@ -1,4 +1,4 @@
-"""Commands that look into running and recorded sessions: top, trace, replay."""
+"""Commands that look into running and recorded sessions: top, trace, replay, test."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ def register(app: typer.Typer) -> None:
     """Add these commands to the command line."""
     for command in (top, trace, replay):
         app.command()(command)
+    app.command("test")(compare_graph)
 
 
 def top(
@@ -122,3 +123,50 @@ def replay(
 
 def _losses(lost: Any) -> str:
     return ", ".join(f"{n} {reason}" for reason, n in sorted(lost.items())) or "0"
+
+
+def compare_graph(
+    graph: Annotated[str, typer.Argument(help="a graph file or an embedded graph's name")],
+    cases: Annotated[
+        Path | None,
+        typer.Option(help="the test file; default: GRAPH.test.yaml beside the graph", show_default=False),
+    ] = None,
+    only: Annotated[list[str] | None, typer.Option("--case", help="run this case; may be repeated")] = None,
+) -> None:
+    """Run a graph on recorded input and compare with what its test expects; ends with 1 where that differs."""
+    from . import library
+    from .case_run import cases_beside, run_case
+    from .expectations import read_cases
+
+    path = library.find(graph)
+    plan = library.load_all([graph]).popitem()[1]
+    found = {case.name: case for case in read_cases(cases or cases_beside(path), plan)}
+    for name in only or ():
+        if name not in found:
+            raise StageError(f"there is no case {name!r}; there are: {', '.join(found)}")
+    failed = 0
+    for case in [found[name] for name in only] if only else found.values():
+        with err.status(f"{plan.name}: {case.name}"):
+            try:
+                outcome = asyncio.run(run_case(plan, case, MonotonicClock()))
+            except StageError as e:
+                failed += 1
+                out.print(
+                    f"[bold red]fail[/]  {_plain(case.name)}: {_plain(str(e))}",
+                    highlight=False,
+                    soft_wrap=True,
+                )
+                continue
+        word = "[bold red]fail[/]" if outcome.differences else "[green]ok[/]  "
+        took = f"{outcome.media_s:.1f} s of media in {outcome.wall_s:.1f} s"
+        out.print(f"{word}  {_plain(case.name)}  [dim]{took}[/]", highlight=False, soft_wrap=True)
+        for line in outcome.differences:
+            tone = {"+": "red", "-": "green"}.get(line.strip()[:1], "")
+            out.print(f"      {_plain(line)}", style=tone, highlight=False, soft_wrap=True)
+        failed += bool(outcome.differences)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", r"\[")

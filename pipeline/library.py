@@ -38,7 +38,8 @@ def find(name: str) -> Path:
 def configured() -> list[str]:
     """Graph files of the service's own folder: systemd's CONFIGURATION_DIRECTORY, as /etc/penstock."""
     folder = os.environ.get("CONFIGURATION_DIRECTORY", "").partition(":")[0]
-    return [str(path) for path in sorted(Path(folder).glob("*.yaml"))] if folder else []
+    found = sorted(Path(folder).glob("*.yaml")) if folder else []
+    return [str(path) for path in found if not path.name.endswith(".test.yaml")]
 
 
 def load_all(names: list[str]) -> dict[str, Plan]:
