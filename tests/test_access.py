@@ -13,7 +13,8 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from client import Client, serving, until
+from aiortc import RTCSessionDescription
+from client import Client, Tone, serving, until
 from hypothesis import given
 from hypothesis import strategies as st
 from penstock.pipeline.cli import app
@@ -253,6 +254,70 @@ def test_a_session_is_its_own_tokens_and_ends_with_it(tokens: TokenFile):
             async with http.get("/graphs", headers=mine) as r:
                 assert r.status == 401
         await client.pc.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.net
+def test_who_may_only_watch_sends_no_media_and_steers_nothing(tokens: TokenFile):
+    tokens._wall = time.time_ns  # type: ignore[reportPrivateUsage]
+    headers = {
+        "Authorization": f"Bearer {tokens.create('guest', ('view',))}",
+        "Content-Type": "application/sdp",
+    }
+    tokens.load()
+
+    async def main() -> None:
+        async with serving(access=Access(tokens=tokens)) as server, aiohttp.ClientSession(server.url) as http:
+            client = Client()
+            client.pc.addTrack(Tone())
+            async with http.post("/whep/loopback", data=await client.offer(), headers=headers) as r:
+                assert r.status == 201
+                answer = await r.text()
+            assert "a=sendonly" in answer, "the offer's sendrecv is not taken"
+            await client.pc.setRemoteDescription(RTCSessionDescription(answer, "answer"))
+            await asyncio.wait_for(client.opened.wait(), 10)
+            for message in (
+                {"type": "chat", "text": "hello"},
+                {"type": "params", "node": "cam", "values": {}},
+            ):
+                client.say({"v": 1} | message)
+                error = await client.heard("error", lambda m, kind=message["type"]: m["about"] == kind)
+                assert "lacks the scope talk" in error["message"]
+            client.say({"v": 1, "type": "ping"})
+            await client.heard("pong")
+            assert not any(m["type"] == "text" for m in client.messages)
+            await client.pc.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.net
+def test_readers_of_events_hear_of_comings_until_their_token_is_void(tokens: TokenFile):
+    tokens._wall = time.time_ns  # type: ignore[reportPrivateUsage]
+    headers = {"Authorization": f"Bearer {tokens.create('guest', ('admin',))}"}
+    tokens.load()
+
+    async def main() -> None:
+        async with serving(access=Access(tokens=tokens)) as server, aiohttp.ClientSession(server.url) as http:
+            client = Client()
+            async with http.get("/events?name=opened,parked,gone", headers=headers) as events:
+                body = {"sdp": await client.offer()}
+                async with http.post("/session", json=body, headers=headers) as r:
+                    answer = await r.json()
+                await client.pc.setRemoteDescription(RTCSessionDescription(answer["sdp"], "answer"))
+                await asyncio.wait_for(client.opened.wait(), 10)
+                async with http.post(f"/session/{answer['session']}/reload", headers=headers) as r:
+                    assert r.status == 200
+                names: list[str] = []
+                async for line in events.content:
+                    if line.startswith(b"data:"):
+                        names.append(json.loads(line[5:])["name"])
+                        if names[-1] == "parked":
+                            tokens.revoke("guest")
+                # its own session's end comes after the token's: that is not told to it any more
+                assert names == ["opened", "parked"]
+            await client.pc.close()
 
     asyncio.run(main())
 

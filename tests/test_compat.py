@@ -46,6 +46,15 @@ def test_ours_stand_in_aiortcs_places():
     assert aioice.ice.StunProtocol is stamped_socket.StampingProtocol
     assert aioice.ice.Connection.recv is stamped_socket.receive
     assert aiortc.codecs.vpx.number_of_threads is encoder_threads
+    assert aioice.ice.Connection.get_component_candidates is _compat.component_candidates
+
+
+def test_gathering_takes_what_aioices_own_takes():
+    theirs = inspect.signature(_compat._component_candidates).parameters  # type: ignore[reportPrivateUsage]
+    assert list(theirs) == list(inspect.signature(_compat.component_candidates).parameters)
+    assert theirs["timeout"].default > _compat.GATHER
+    calls = re.findall(r"self\.get_component_candidates\(([^)]*)\)", inspect.getsource(aioice.ice.Connection))
+    assert calls == ["component=component, addresses=addresses"], "it is called without a timeout of its own"
 
 
 def test_all_that_aiortc_calls_on_a_receiver_is_there():

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import hashlib
 import hmac
+import random
 import shutil
 import socket
 import subprocess
@@ -134,6 +135,47 @@ def test_only_allowed_origins_may_call_and_a_preflight_needs_no_token():
                 assert r.status == 403
             async with http.options("/whip/loopback", headers=token) as r:
                 assert (r.status, r.headers["Accept-Post"]) == (204, "application/sdp")
+
+    asyncio.run(main())
+
+
+@pytest.mark.net
+def test_no_fragment_hurts_a_session_or_its_neighbour():
+    pieces = [
+        *(
+            "a=candidate:1 1 udp 2122260223 192.0.2.1 9 typ host",
+            "a=candidate:1 1 tcp 1 10.0.0.1 9 typ host tcptype active",
+        ),
+        *(
+            "a=candidate:1 2 udp 1 ::1 9 typ srflx raddr x rport 9",
+            "a=candidate:9 1 udp 1 255.255.255.255 0 typ relay",
+        ),
+        *(
+            "a=candidate:1 1 udp 1 nobody-is-here.local 9 typ host",
+            "a=mid:0",
+            "a=mid:none",
+            "m=video 0 x",
+            "a=end-of-candidates",
+        ),
+        *("a=ice-ufrag:x", "a=ice-ufrag:", "a=ice-pwd:", "\0", "a=candidate:" + "1 " * 500, "m=" * 200),
+    ]
+    chance = random.Random(7)
+
+    async def main() -> None:
+        async with serving() as server, aiohttp.ClientSession(server.url) as http:
+            target, neighbour = Client(), Client()
+            for client in (target, neighbour):
+                await client.connect(server.url)
+            for _ in range(80):
+                body = "\r\n".join(chance.choices(pieces, k=chance.randrange(1, 12)))
+                path, headers = f"/session/{target.session}", {"Content-Type": SDPFRAG}
+                async with http.patch(path, data=body, headers=headers) as r:
+                    assert r.status in (204, 400, 422), (body, r.status)
+            for client in (target, neighbour):
+                client.say({"v": 1, "type": "ping", "id": 5})
+                await client.heard("pong")
+                await client.pc.close()
+            await until(lambda: not server.sessions.live)
 
     asyncio.run(main())
 

@@ -17,6 +17,7 @@ from ..pipeline.stage import StageError
 from ..pipeline.tokens import Scope
 from . import api_models as m
 from . import traces
+from .access import OPEN, Access
 from .api_body import json_response, read
 from .desk import Desk, NoSuchSession
 from .event_stream import stream
@@ -31,12 +32,13 @@ READ: tuple[Scope, ...] = ("view", "talk", "control")
 
 
 class Api:
-    """ready: empty when sessions can be taken, else why not, in words."""
+    """ready: empty when sessions can be taken, else why not, in words. access: whose tokens are still valid."""
 
-    def __init__(self, desk: Desk, metrics: Metrics, ready: Callable[[], str]) -> None:
+    def __init__(self, desk: Desk, metrics: Metrics, ready: Callable[[], str], access: Access = OPEN) -> None:
         self.desk = desk
         self.metrics = metrics
         self.ready = ready
+        self.access = access
         self.routes = [replace(route, handler=in_words(route.handler)) for route in self._table()]
 
     def _table(self) -> list[Route]:
@@ -164,7 +166,8 @@ class Api:
     # ------------------------------------------------------------ operation
 
     async def events(self, request: web.Request) -> web.StreamResponse:
-        return await stream(request, self.desk.bus)
+        name = caller_of(request).name
+        return await stream(request, self.desk.bus, lambda: self.access.is_known(name))
 
     async def scrape(self, _: web.Request) -> web.Response:
         return web.Response(body=self.metrics.text(), headers={"Content-Type": CONTENT_TYPE})

@@ -114,6 +114,7 @@ class ControlChannel:
         self.chat = chat
         self.resume = resume
         self.transcript = Transcript()
+        self.steers = True  # may the client change anything? One with the scope `view` may not
         self.errors = 0
         self.dropped = 0  # messages that a slow far end lost
         self.every = 0  # ns between `stats`; 0: none wanted
@@ -188,6 +189,8 @@ class ControlChannel:
             self._refuse(str(e)[:1000], about)
 
     def _act(self, message: ClientMessage) -> None:
+        if not self.steers and isinstance(message, Chat | Params | Interrupt):
+            raise ValueError("this client's token may watch, but not take part: it lacks the scope talk")
         match message:
             case Chat(text=text):
                 self.chat(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 
 from aiohttp import web
 
@@ -12,8 +13,8 @@ from .event_bus import EventBus
 KEEPALIVE_S = 15  # proxies end connections that are silent for longer
 
 
-async def stream(request: web.Request, bus: EventBus) -> web.StreamResponse:
-    """Until the client leaves or the daemon stops. Raises: HTTPTooManyRequests.
+async def stream(request: web.Request, bus: EventBus, allowed: Callable[[], bool]) -> web.StreamResponse:
+    """Until the client leaves, is no longer `allowed`, or the daemon stops. Raises: HTTPTooManyRequests.
 
     `?session=s-…` and `?graph=…` choose; `?name=restart,failed` keeps only events of those names.
     """
@@ -34,9 +35,11 @@ async def stream(request: web.Request, bus: EventBus) -> web.StreamResponse:
                 async with asyncio.timeout(KEEPALIVE_S):
                     event = await reader.get()
             except TimeoutError:
+                if not allowed():
+                    return response
                 await response.write(b": alive\n\n")
                 continue
-            if event is None:
+            if event is None or not allowed():
                 return response
             if reader.lost > told:
                 await response.write(b'event: lost\ndata: {"count":%d}\n\n' % (reader.lost - told))

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from aiortc import RTCDataChannel
 
-from ..pipeline.clock import SECOND, Clock
+from ..pipeline.clock import MS, SECOND, Clock
 from ..pipeline.graph import Plan
 from ..pipeline.session import Binding, Session, SessionEvent
 from .budgets import Pictures
@@ -68,7 +68,7 @@ class LiveSession:
     """Life: `open` an offer → `run` until either side ends → all is closed.
 
     caller: who opened it, and may come back. resume: ns that it waits for a lost client; 0: it ends at once.
-    longest: ns that it may last; 0: any time.
+    longest: ns that it may last; 0: any time. watches: the client only receives media (WHEP).
     """
 
     def __init__(
@@ -81,6 +81,7 @@ class LiveSession:
         *,
         resume: int = 0,
         longest: int = 0,
+        watches: bool = False,
         make_peer: PeerFactory = Peer,
     ) -> None:
         self.id = session_id
@@ -91,7 +92,8 @@ class LiveSession:
         self.resumes = 0
         self.line = Line(clock)
         self.parked_at = 0  # on the clock; 0: the client is here
-        self._takes, self._gives = media_of(plan)
+        takes, self._gives = media_of(plan)
+        self._takes = frozenset[str]() if watches else takes
         self._make_peer = make_peer
         self.session = factory(
             plan, session_id, clock, bindings={"webrtc.in": self._bind_in, "webrtc.out": self._bind_out}
@@ -99,6 +101,7 @@ class LiveSession:
         self.channel = ControlChannel(
             self.session, session_id, plan.name, clock, chat=self.line.chat.put_nowait, resume=self.resume
         )
+        self.channel.steers = caller.may("talk", "control")
         self.focus = Focus(
             session_id, plan, clock, self.channel.send, lambda: self.line.video_out is not None
         )
@@ -156,6 +159,7 @@ class LiveSession:
             answer = await self._connect(sdp, Back(after))
             self.resumes += 1
             log.info("session %s: the client is back", self.id)
+            self.session.notify("session", "resumed", {"resumes": self.resumes}, self.clock.now())
             return answer
 
     async def _connect(self, sdp: str, back: Back | None) -> str:
@@ -257,6 +261,8 @@ class LiveSession:
         self.line.detach()
         self.channel.closed()
         self._discard(peer)
+        fields = {"reason": why, "within_ms": (self._deadline - now) // MS}
+        self.session.notify("session", "parked", fields, now)
         return ""
 
     async def _away(self, ended: asyncio.Task[None]) -> str:

@@ -34,6 +34,7 @@ from .whip import Whip
 log = logging.getLogger(__name__)
 
 MAX_BODY = 128 * 1024  # bytes; a browser's offer has about 8 KiB
+SHORT = 16  # characters of a token that somebody might guess
 LOOK = 2 * SECOND  # between looks at the token file
 WEB = Path(__file__).parent / "web"
 
@@ -110,6 +111,11 @@ class Server:
                 f"{what} lets other machines in: set PENSTOCK_TOKEN (or PENSTOCK_TOKEN_FILE) to a secret that "
                 "clients must send, or give --tokens FILE; or stay on 127.0.0.1"
             )
+        if not is_loopback(host) and access.token and len(access.token) < SHORT:
+            log.warning(
+                "the token has %d characters; `penstock token create` makes one that nobody guesses",
+                len(access.token),
+            )
         self.sessions = sessions
         self.host = host
         self.port = port
@@ -122,7 +128,7 @@ class Server:
         self.budgets = sessions.budgets(uplink_bps, downlink_bps)
         self._sharing: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
-        api = Api(self.desk, self.metrics, lambda: self.not_ready)
+        api = Api(self.desk, self.metrics, lambda: self.not_ready, access)
         api.routes += Signalling(sessions, ice).routes + Whip(sessions, ice).routes  # described with it
         self._runner = web.AppRunner(
             make_app(host, access, sessions.clock, api.routes, self.metrics.refusals),

@@ -65,7 +65,7 @@ class Sessions:
         return next(iter(self.graphs))
 
     async def open(
-        self, graph: str, sdp: str, caller: Caller = LOCAL, *, resumable: bool = True
+        self, graph: str, sdp: str, caller: Caller = LOCAL, *, resumable: bool = True, watches: bool = False
     ) -> tuple[LiveSession, str]:
         """Start a session. Returns it and the SDP answer.
 
@@ -86,6 +86,7 @@ class Sessions:
             caller,
             resume=self.limits.resume if resumable else 0,
             longest=min(filter(None, (self.limits.longest, caller.longest)), default=0),
+            watches=watches,
             make_peer=self._make_peer,
         )
         self.live[live.id] = live

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from ..pipeline.clock import SECOND
 from ..pipeline.tokens import Scope
 from . import api_models as m
 from .api_body import json_response, read
@@ -80,7 +81,7 @@ class Signalling:
         caller = caller_of(request)
         now = self.sessions.clock.wall()
         servers = self.ice.for_client(caller.name or "penstock", now)
-        return json_response({"iceServers": servers, "ttl_s": self.ice.ttl // 1_000_000_000})
+        return json_response({"iceServers": servers, "ttl_s": self.ice.ttl // SECOND})
 
 
 def find(sessions: Sessions, request: web.Request, *also: Scope) -> LiveSession:

@@ -48,8 +48,9 @@ class Whip:
                 text=f"the content type is {request.content_type[:80]!r}; {SDP} is taken"
             )
         kind = request.path.split("/")[1]
+        graph, offer = request.match_info["graph"], await text_of(request)
         live, answer = await self.sessions.open(
-            request.match_info["graph"], await text_of(request), caller_of(request), resumable=False
+            graph, offer, caller_of(request), resumable=False, watches=kind == "whep"
         )
         response = web.Response(status=201, text=answer, content_type=SDP)
         response.headers["Location"] = f"/{kind}/{live.graph}/{live.id}"
