@@ -1,4 +1,4 @@
-"""Decoded media brought to the form a graph asks for. Runs on the decoder's thread."""
+"""Decoded media brought to the form a graph asks for, on the decoder's thread; and the way back to av."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
 from ..pipeline.clock import MS, SECOND
-from ..pipeline.frame import PixelFormat
+from ..pipeline.frame import PixelFormat, VideoFrame
 from ..pipeline.units import AudioFormat, VideoFormat
 
 HOLE = 10 * MS  # audio timestamps that jump by more are a loss, not rounding
@@ -98,3 +98,11 @@ class AudioFit:
             out.append((self._base + self._given * SECOND // self.form.rate_hz, pcm))
             self._given += len(pcm)
         return out or None
+
+
+def to_av(frame: VideoFrame) -> av.VideoFrame:
+    """rgb24 (H, W, 3) or i420 (H·3/2, W) → yuv-encodable picture; an odd last row or column is cut off."""
+    if frame.format == "i420":
+        return av.VideoFrame.from_ndarray(frame.image, format="yuv420p")
+    image = frame.image[: frame.height & ~1, : frame.width & ~1]
+    return av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from ..pipeline.clock import MS, SECOND, Clock
 from ..pipeline.frame import AudioFrame, VideoFrame
 from .encoders import VideoEncoder, make_video_encoder
+from .fit import to_av
 from .playout import LONGEST_CUT, StandingDelay, cut_at_pitch
 from .speech_gap import CutWord, SpeechGap
 
@@ -118,14 +119,6 @@ class VideoOut(MediaStreamTrack):
     def stop(self) -> None:
         super().stop()
         self._fresh.set()
-
-
-def to_av(frame: VideoFrame) -> av.VideoFrame:
-    """rgb24 (H, W, 3) or i420 (H·3/2, W) → yuv-encodable picture; an odd last row or column is cut off."""
-    if frame.format == "i420":
-        return av.VideoFrame.from_ndarray(frame.image, format="yuv420p")
-    image = frame.image[: frame.height & ~1, : frame.width & ~1]
-    return av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
 
 
 @dataclass(slots=True)
@@ -231,14 +224,13 @@ class AudioOut(MediaStreamTrack):
             self._taken.set()
 
     def take_over(self, other: AudioOut) -> None:
-        """Send what `other` has not sent; the order, the epochs and a hold are kept. `other` is empty afterwards."""
+        """Send what `other` has not sent; order, epochs and a hold are kept. `other` is empty afterwards."""
         self._floor = max(self._floor, other._floor)
-        self._chunks = other._chunks + self._chunks
-        self._buffered += other._buffered
+        self._chunks, other._chunks = other._chunks + self._chunks, deque()
+        self._buffered, other._buffered = other._buffered + self._buffered, 0
+        self._said, other._said = other._said + self._said, []
         self._carry, self._resampler, self._format = other._carry, other._resampler, other._format
         self._hold_until, self._cut, self._word = other._hold_until, other._cut, other._word
-        self._said = other._said + self._said
-        other._chunks, other._buffered, other._said = deque(), 0, []
         other._taken.set()
         self._written.set()
 

@@ -169,9 +169,8 @@ class Server:
         while True:
             await self.sessions.clock.sleep(LOOK)
             tokens.refresh()
-            for live in list(self.sessions.live.values()):
-                if not self.access.is_known(live.caller.name):
-                    await live.close("its token is no longer valid")
+            void = [s for s in self.sessions.live.values() if not self.access.is_known(s.caller.name)]
+            await asyncio.gather(*(live.close("its token is no longer valid") for live in void))
 
     async def stop(self) -> None:
         """Stop listening and end all sessions, within about two seconds."""
