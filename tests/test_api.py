@@ -341,3 +341,9 @@ def test_no_request_gets_a_server_error():
             await asyncio.to_thread(check)
 
     asyncio.run(main())
+
+
+def test_every_route_is_open_or_asks_for_a_scope():
+    server = Server(Sessions(plans(), MonotonicClock(), Session), "127.0.0.1", 0)
+    for route in server.routes:
+        assert route.open != bool(route.scopes), route.path

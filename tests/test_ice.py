@@ -20,7 +20,9 @@ from aiortc.rtcconfiguration import RTCIceTransportPolicy
 from client import Client, Colour, Tone, serving, until, within
 from penstock.pipeline.clock import SECOND
 from penstock.pipeline.stage import StageError
+from penstock.pipeline.virtual_loop import run_virtual
 from penstock.transport.ice import Ice, read_ice, with_public
+from penstock.transport.stun_names import FRESH_S, RETRY_S, StunNames
 
 SDP = {"Content-Type": "application/sdp"}
 
@@ -166,3 +168,38 @@ def test_a_dead_stun_server_does_not_hold_up_the_answer():
                 await client.pc.close()
 
     asyncio.run(main())
+
+
+def test_a_name_is_looked_up_once_for_all_and_a_dead_name_server_holds_up_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        asked: list[str] = []
+        answer = asyncio.Event()
+
+        async def getaddrinfo(host: str, *_: object, **__: object) -> list[Any]:
+            asked.append(host)
+            await answer.wait()
+            if host == "nowhere.example":
+                raise socket.gaierror("no such name")
+            return [(socket.AF_INET, socket.SOCK_DGRAM, 0, "", ("192.0.2.7", 0))]
+
+        monkeypatch.setattr(loop, "getaddrinfo", getaddrinfo)
+        names = StunNames()
+        assert await names.address("192.0.2.1", 0.5) == "192.0.2.1"
+        start = loop.time()
+        assert await asyncio.gather(*(names.address("stun.example", 0.5) for _ in range(9))) == [None] * 9
+        assert loop.time() - start < 2
+        assert asked == ["stun.example"]
+        answer.set()
+        assert await names.address("stun.example", 0.5) == "192.0.2.7"
+        assert asked == ["stun.example"]
+        assert await names.address("nowhere.example", 0.5) is None
+        assert await names.address("nowhere.example", 0.5) is None
+        assert asked == ["stun.example", "nowhere.example"], "not again at once"
+        await asyncio.sleep(max(FRESH_S, RETRY_S) + 1)
+        assert await names.address("stun.example", 0.5) == "192.0.2.7"
+        assert len(asked) == 3
+
+    run_virtual(main())

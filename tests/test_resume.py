@@ -133,6 +133,20 @@ def test_who_does_not_come_back_in_time_or_says_goodbye_is_gone_for_good():
 
 
 @pytest.mark.net
+def test_without_resuming_a_lost_client_is_gone_at_once():
+    async def main() -> None:
+        async with serving(resume=0) as server:
+            client = Client()
+            await client.connect(server.url)
+            assert "resume" not in await client.heard("hello")
+            go_silent(client)
+            await until(lambda: not server.sessions.live)
+            await client.pc.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.net
 def test_a_reload_is_waited_for_and_a_bad_offer_to_resume_changes_nothing():
     async def main() -> None:
         async with serving() as server, aiohttp.ClientSession(server.url) as http:

@@ -31,6 +31,7 @@ from .feedback import TRANSPORT_CC
 from .ingress import IngressTrack
 from .receiver import RtpReceiver
 from .sender import PacedSender
+from .stun_names import StunNames
 
 TRANSPORT_CC_ID = 5  # of the header extension, free in aiortc's own table
 
@@ -50,11 +51,17 @@ def host_addresses(use_ipv4: bool, use_ipv6: bool) -> list[str]:
 _component_candidates = aioice.ice.Connection.get_component_candidates
 
 
+_stun_names = StunNames()
+
+
 async def component_candidates(
     self: Any, component: int, addresses: list[str], timeout: float = GATHER
 ) -> list[Any]:
     """As aioice's own; what has not answered in time is left out. The far end learns our address from our
     checks anyway (RFC 8445 section 7.3.1.3), so nobody waits for a server that is dead."""
+    if self.stun_server is not None:
+        address = await _stun_names.address(self.stun_server[0], timeout)
+        self.stun_server = (address, self.stun_server[1]) if address is not None else None
     return await _component_candidates(self, component, addresses, timeout=timeout)  # pyright: ignore[reportArgumentType]
 
 

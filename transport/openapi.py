@@ -95,6 +95,7 @@ def _operation(route: Route) -> dict[str, Any]:
     )
     operation: dict[str, Any] = {
         "summary": route.about,
+        "description": f"Scope: {' or '.join(route.scopes)}." if route.scopes else "No token is needed.",
         "operationId": f"{route.method.lower()}_{re.sub(r'[^a-z]+', '_', route.path).strip('_')}",
         "parameters": [
             {"name": p, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}

@@ -130,6 +130,7 @@ class Server:
         self._watching: asyncio.Task[None] | None = None
         api = Api(self.desk, self.metrics, lambda: self.not_ready, access)
         api.routes += Signalling(sessions, ice).routes + Whip(sessions, ice).routes  # described with it
+        self.routes = api.routes
         self._runner = web.AppRunner(
             make_app(host, access, sessions.clock, api.routes, self.metrics.refusals),
             access_log=None,

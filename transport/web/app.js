@@ -294,6 +294,7 @@ setInterval(() => { $("mic").style.setProperty("--level", on.audio ? mine.read()
 async function listGraphs() {
   try {
     await graphs.list({ token: here.token, wanted: here.graph });
+    iceServers(here.token).catch(() => {}); // known before Start is pressed
   } catch (error) {
     become("failed");
     trouble(error);
