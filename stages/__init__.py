@@ -7,6 +7,7 @@ CATALOG = {
     "turn.detector": "turn:TurnDetector",
     "agent.commands": "agent:CommandsAgent",
     "llm.chat": "llm:LlmChat",
+    "audio.echo_guard": "echo:EchoGuardStage",
     "turn.manager": "turn_manager:TurnManager",
     "tts.stream": "tts:StreamTts",
     "video.overlay": "overlay:CaptionOverlay",

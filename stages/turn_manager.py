@@ -100,7 +100,7 @@ class TurnManager(Stage):
             if frame.name == "speech_start":
                 self._begins()
             elif frame.name in ("speech_end", "end_of_turn"):
-                self._ends(frame.name == "end_of_turn", out)
+                self._ends(frame, out)
             return
         assert isinstance(frame, TokenFrame)
         if port == "partial":
@@ -133,11 +133,12 @@ class TurnManager(Stage):
             self.ctx.playback.hold(self.ctx.clock.now() + 2 * longest + SECOND)
             self._decision.start(longest, lambda: self._barge_in("long speech"))
 
-    def _ends(self, turn: bool, out: Outputs) -> None:
+    def _ends(self, event: EventFrame, out: Outputs) -> None:
         self._speaking = False
         if self._held_at:
-            self._decision.start(self.params.decide_ms * MS, self._resume)
-        if turn:
+            sure = event.fields.get("words") == 0  # a detector that has read the recogniser's words
+            self._decision.start(0 if sure else self.params.decide_ms * MS, self._resume)
+        if event.name == "end_of_turn":
             self._ended = True
             self._give(out)
         elif self._parts:
