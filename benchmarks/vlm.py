@@ -36,7 +36,7 @@ def run(model: Any, x: Tensor, positions: Tensor, cache: Any, mask: Any = None) 
     return model(
         inputs_embeds=x,
         position_ids=positions.to(x.device),
-        past_key_values=cache,
+        cache=cache,
         use_cache=True,
         attention_mask=mask,
     ).last_hidden_state

@@ -58,7 +58,7 @@ def rolling(name: str, model: Any, device: str, dtype: torch.dtype, window: int,
 
     def step(parts: tuple[Part, ...], kind: Any, tokens: int) -> None:
         positions = cache.reserve(kind, *parts).to(device)
-        model(inputs_embeds=x[:, :tokens], position_ids=positions, past_key_values=cache, use_cache=True)
+        model(inputs_embeds=x[:, :tokens], position_ids=positions, cache=cache, use_cache=True)
 
     step((SINKS,), "pinned", SINKS)
     cache.pin()
@@ -98,7 +98,7 @@ def rows(
     model(
         inputs_embeds=x[:, :SINKS],
         position_ids=positions,
-        past_key_values=ring,
+        cache=ring,
         attention_mask=ring.model_mask(mask),
     )
     ring.seal()
@@ -110,7 +110,7 @@ def rows(
         model(
             inputs_embeds=x,
             position_ids=positions,
-            past_key_values=ring,
+            cache=ring,
             attention_mask=ring.model_mask(mask),
         )
         sync(device)

@@ -1,7 +1,7 @@
 """`RollingKv` as a cache that transformers' models take unmodified. Needs the `hub` extra.
 
     cache = RollingCache(language_model, Budget(tokens=4096, text=512))
-    language_model(inputs_embeds=x, position_ids=cache.reserve("frame", (1, 8, 8)), past_key_values=cache)
+    language_model(inputs_embeds=x, position_ids=cache.reserve("frame", (1, 8, 8)), cache=cache)
 
 Always pass position_ids: the models' own counting (and Qwen's `rope_deltas`) knows nothing of eviction. Not for
 `generate()`, and not for models with linear-attention layers: their state cannot forget a picture.

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from .packed import Packed
 from .rope import Rope, turn
 from .toy_questions import WORDS
 from .toy_world import COLOURS, DIRECTIONS, SHAPES, SIZE
@@ -138,7 +139,7 @@ class _Block(nn.Module):
         self.down = nn.Linear(hidden, width, bias=False)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: Attendable | None, layer: int
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: Attendable | None, layer: int
     ) -> Tensor:
         b, t, _ = x.shape
         q, k, v = (
@@ -150,8 +151,13 @@ class _Block(nn.Module):
         q, k = turn(q, cos, sin), turn(k, cos, sin)
         if cache is not None:
             k, v = cache.update(k, v, layer)
-        with torch.autocast(x.device.type, enabled=False):  # in bf16 its backward is slower on a CPU
-            y = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask, enable_gqa=True).to(q)
+        if isinstance(cache, Packed):
+            y = cache.attend(q, layer)
+        else:
+            with torch.autocast(x.device.type, enabled=False):  # in bf16 its backward is slower on a CPU
+                y = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask, enable_gqa=True).to(
+                    q
+                )
         x = x + self.out(y.transpose(1, 2).reshape(b, t, -1))
         gate, up = self.up(self.before_mlp(x)).chunk(2, -1)
         return x + self.down(F.silu(gate) * up)
@@ -186,7 +192,7 @@ class Decoder(nn.Module):
         if positions.ndim == 2:
             cos, sin = cos[:, None], sin[:, None]  # (B, 1, T, D)
         for layer, block in enumerate(self.blocks):
-            if mask is None:
+            if mask is None and not isinstance(cache, Packed):
                 mask = _causal(x.shape[1], x.shape[1] + _cached(cache), x.device)
             x = block(x, cos, sin, mask, cache, layer)
         return F.linear(self.norm(x), self.words.weight)

@@ -64,7 +64,7 @@ def transformers_language(text_model: Any, head: Callable[[Tensor], Tensor]) -> 
         out = text_model(
             inputs_embeds=x,
             position_ids=positions,
-            past_key_values=cache,
+            cache=cache,
             use_cache=True,
             attention_mask=mask,
         )

@@ -31,7 +31,7 @@ def random(seed: int, tokens: int, rows: int = 1) -> Tensor:
 
 def run(model: Any, x: Tensor, positions: Tensor, cache: Any, mask: Any = None) -> Tensor:
     return model(
-        inputs_embeds=x, position_ids=positions, past_key_values=cache, use_cache=True, attention_mask=mask
+        inputs_embeds=x, position_ids=positions, cache=cache, use_cache=True, attention_mask=mask
     ).last_hidden_state
 
 

@@ -36,7 +36,7 @@ def frame(i: int) -> Tensor:
 
 def run(model: Any, x: Tensor, positions: Tensor, cache: Any) -> Tensor:
     return model(
-        inputs_embeds=x, position_ids=positions, past_key_values=cache, use_cache=True
+        inputs_embeds=x, position_ids=positions, cache=cache, use_cache=True
     ).last_hidden_state
 
 
