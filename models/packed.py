@@ -26,7 +26,7 @@ class Run:
 
     cache: Any  # RollingKv or Branch: has room for `tokens` more
     tokens: int
-    whole: bool = False  # its tokens see each other both ways, as a picture's do in Gemma3
+    whole: tuple[int, int] = (0, 0)  # its tokens [a, b) see each other both ways, as a picture's do in Gemma3
     tap: bool = False  # keep where its last token looks
 
 
@@ -73,8 +73,8 @@ def _mask(run: Run, total: int, window: int | None, device: torch.device) -> Ten
     if n == 1 and not narrow:
         return None
     mask = torch.ones(n, total, dtype=torch.bool, device=device).tril(total - n)
-    if run.whole:
-        mask[:, total - n :] = True
+    a, b = run.whole
+    mask[a:b, total - n + a : total - n + b] = True
     if narrow:
         assert window is not None
         mask &= torch.ones_like(mask).triu(total - n - window + 1)

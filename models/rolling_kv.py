@@ -68,6 +68,12 @@ class Branch:
     def visible(self) -> int:
         return self.layers[0].w1 - self.layers[0].lo
 
+    def rewind(self, tokens: int, position: int) -> None:
+        """Forget all after the first `tokens` visible ones; the next one is at `position`."""
+        self.position = position
+        for layer in self.layers:
+            layer.w1 = layer.lo + tokens
+
     def reserve(self, tokens: int) -> Tensor:
         """Positions of the next `tokens` text tokens. Raises: ValueError when the branch is full."""
         if self.layers[0].w1 + tokens > self.layers[0].capacity:
@@ -180,6 +186,17 @@ class RollingKv:
         end = self.window_tokens
         for layer in self.layers:
             layer.w1 = layer.w0 + end
+
+    def rewind(self, done: int) -> None:
+        """Of the newest segment only the first `done` tokens were taken in: a pass over the rest may run (again)."""
+        end = self.window_tokens - self.window[-1].tokens + done
+        for layer in self.layers:
+            layer.w1 = layer.w0 + end
+
+    @property
+    def unfinished(self) -> bool:
+        """The newest segment was reserved, and its forward pass has not ended."""
+        return any(layer.w1 - layer.w0 != self.window_tokens for layer in self.layers)
 
     def update(
         self, keys: Tensor, values: Tensor, layer: int, *_: object, **__: object

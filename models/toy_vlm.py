@@ -188,6 +188,10 @@ class Decoder(nn.Module):
 
         mask: bool (B, 1, T, T); left out, new tokens see all that is cached and each other causally.
         """
+        return self.logits(self.hidden(x, positions, mask, cache))
+
+    def hidden(self, x: Tensor, positions: Tensor, mask: Tensor | None, cache: Attendable | None) -> Tensor:
+        """The same up to the last layer: (B, T, width)."""
         cos, sin = self.rope.angles(positions)
         if positions.ndim == 2:
             cos, sin = cos[:, None], sin[:, None]  # (B, 1, T, D)
@@ -195,7 +199,11 @@ class Decoder(nn.Module):
             if mask is None and not isinstance(cache, Packed):
                 mask = _causal(x.shape[1], x.shape[1] + _cached(cache), x.device)
             x = block(x, cos, sin, mask, cache, layer)
-        return F.linear(self.norm(x), self.words.weight)
+        return x
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., width) → (..., words)."""
+        return F.linear(self.norm(hidden), self.words.weight)
 
 
 def _cached(cache: Attendable | None) -> int:

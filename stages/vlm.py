@@ -1,100 +1,84 @@
 """`vlm.stream`: watches a camera, answers questions about it at any moment, and speaks up when it was asked to.
 
-Nothing is downloaded for it: `model: scene` measures pictures and reports (see models/scene_reporter.py). It
-recognises no things and no people, and says so instead of guessing.
+    model: scene      nothing is downloaded: pictures are measured, and what cannot be known is said so
+    model: ID         a vision-language model, by hub id or folder: Qwen2.5-VL, Qwen3-VL, SmolVLM2, LLaVA-OneVision,
+                      Gemma 3; it watches with a rolling cache, in constant memory
+    base_url: URL     any OpenAI-compatible endpoint with vision: the newest pictures are sent with each question
+
+With a model the measuring goes on beside it: what was measured (when something last moved, how often, whether the
+feed is black or frozen) is answered from there, because a log does not err with age and a model does.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
-import cv2
-import numpy as np
-from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
 
-from ..models.event_log import Event, EventLog
-from ..models.scene_reporter import SceneReporter
-from ..models.scene_words import event_sentence
-from ..models.sights import SECOND, Sight
+from ..models.event_log import EventLog
+from ..models.scene_reporter import Answer, SceneReporter
+from ..models.scene_words import ago, event_sentence
+from ..models.sights import Sight
+from ..models.vlm_session import Memory
+from ..pipeline.clock import SECOND
 from ..pipeline.frame import EventFrame, Frame, Gap, TokenFrame, VideoFrame
-from ..pipeline.stage import In, Out, Outputs, Ports, Stage
+from ..pipeline.stage import Control, Flush, In, Out, Outputs, Ports, Stage, StageError
+from ..pipeline.units import Duration
 from .importance import tell
-from .look import Image, colour_votes, thumbnail
+from .pixels_rgb import rgb_of
+from .vlm_remote import Remote, RemoteOptions
+from .vlm_rows import VlmRows
+from .vlm_scene import Measure, event_frame
+from .vlm_watch import Watch, refuse_process_pools
 
-_NOISE = 12  # levels that a sensor's noise changes a blurred thumbnail by, at most
-_FEW = 0.004  # share of changed pixels that is no motion yet: 12 of the thumbnail's
-_RELIT = 3  # levels of the median change: more than half of the picture got brighter or darker together
-_APART = 2 * SECOND  # two pictures further apart say nothing of motion
 _IN_PLACE, _SOMEWHERE = 0.6, 0.3  # confidence that motion is what matters: no question was asked
-_MOST = 0.8  # of the changed pixels have to be in a region before it is named
+_MEASURED = ("when", "how_often", "still_for", "frozen_for", "watching", "timeline", "did_move", "size", "stop")
 
 
-def region_of(moved: NDArray[np.bool_]) -> str:
-    """Where the changed pixels (H, W) are; "somewhere" when they are in no one place, "" when they are too few."""
-    if moved.mean() < _FEW:
-        return ""
-    height, width = moved.shape
-    rows, columns = np.nonzero(moved)
-    x, y = (columns + 0.5) / width, (rows + 0.5) / height
-    cells = np.histogram2d(y, x, bins=3, range=((0, 1), (0, 1)))[0] / (height * width / 9)
-    if (cells > 0.1).sum() >= 7:
-        return "everywhere"
-    inside = {
-        "centre": (np.abs(x - 0.5) < 0.25) & (np.abs(y - 0.5) < 0.25),
-        "left": x < 0.4,
-        "right": x > 0.6,
-        "top": y < 0.4,
-        "bottom": y > 0.6,
-    }
-    for name, where in inside.items():
-        if where.mean() >= _MOST:
-            return name
-    return "somewhere"
-
-
-class Measure:
-    """Pictures → sights. It keeps the last picture, nothing else."""
-
-    def __init__(self) -> None:
-        self._last: VideoFrame | None = None
-        self._blurred: NDArray[np.int16] | None = None  # (48, 64, 3)
-        self._same_since = 0  # pts of the first of the equal pictures
-        self.moved: NDArray[np.bool_] | None = None  # (48, 64) what changed; None when it cannot be told
-
-    def __call__(self, frame: VideoFrame) -> Sight:
-        rgb: Image = thumbnail(frame)
-        sharp = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
-        blurred = cv2.blur(rgb, (3, 3)).astype(np.int16)
-        last, before = self._last, self._blurred
-        fresh = last is None or last.image.shape != frame.image.shape or last.format != frame.format
-        if last is None or fresh or not np.array_equal(last.image, frame.image):
-            self._same_since = frame.pts
-        self._last, self._blurred = frame, blurred
-        motion, region, relit = None, "", False
-        self.moved = None
-        if last is not None and before is not None and not fresh and frame.pts - last.pts <= _APART:
-            change = blurred - before
-            relit = abs(float(np.median(change.mean(-1)))) >= _RELIT
-            if not relit:
-                moved = np.abs(change).max(-1) > _NOISE  # red on green of one brightness is motion too
-                motion, region = float(moved.mean()), region_of(moved)
-                self.moved = moved
-        votes = colour_votes(rgb)
-        total = sum(votes.values())
-        return Sight(
-            frame.pts, float(sharp.mean()) / 255, {name: n / total for name, n in votes.items()}, motion, region,
-            (frame.pts - self._same_since) / SECOND, frame.width, frame.height, relit,
-        )  # fmt: skip
-
-
-class VlmOptions(BaseModel):
-    """model: who looks. log: how many events are kept whole; counts and last times are kept of all."""
+class MemoryOptions(BaseModel):
+    """What is kept of the past. tokens: what attention sees, all in all; text: of it, for questions and answers;
+    notes: last events put before a question; blocks: pictures kept on disk when they leave the window; recall: how
+    many of those join an answer, chosen by scorer (recent and random are there to be compared with)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: Literal["scene"] = "scene"
+    tokens: int = Field(default=4096, ge=64, le=131_072)
+    text: int = Field(default=512, ge=0, le=16_384)
+    notes: int = Field(default=6, ge=0, le=64)
+    blocks: int = Field(default=0, ge=0, le=100_000)
+    recall: int = Field(default=8, ge=0, le=256)
+    scorer: Literal["mean_key", "recent", "random"] = "mean_key"
+
+    @model_validator(mode="after")
+    def _fits(self) -> MemoryOptions:
+        if self.text > self.tokens // 2:
+            raise ValueError(f"text {self.text} is over half of tokens {self.tokens}: pictures need room")
+        return self
+
+    @property
+    def memory(self) -> Memory:
+        return Memory(self.tokens, self.text, self.blocks, self.recall, self.scorer)
+
+
+class VlmOptions(RemoteOptions):
+    """model: who looks: scene, a hub id or a folder. log: events that are kept whole; counts and last times are kept
+    of all. fps: pictures a second that the model takes in. picture_tokens: of one picture, where the model lets us
+    choose. late: what becomes of a picture that waits when the next one comes. check: between two looks for each
+    standing question."""
+
+    model: str = Field(default="scene", min_length=1)
     log: int = Field(default=2048, ge=16, le=1_000_000)
+    fps: float = Field(default=2.0, gt=0, le=30)
+    picture_tokens: int = Field(default=128, ge=4, le=4096)
+    answer_tokens: int = Field(default=160, ge=1, le=4096)
+    chunk: int = Field(default=256, ge=8, le=8192)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    system: str = Field(default="", max_length=4000)
+    memory: MemoryOptions = MemoryOptions()
+    late: Literal["drop", "merge"] = "drop"
+    check: Duration = Field(default=2 * SECOND, ge=SECOND // 10)
 
 
 class VlmParams(BaseModel):
@@ -120,51 +104,140 @@ class VlmStream(Stage):
     )
     Options = VlmOptions
     Params = VlmParams
+    degrade = ("res*0.7", "fps*0.5", "res*0.7")  # of a picture's tokens half stay, those with most attention
 
     async def setup(self) -> None:
+        options: VlmOptions = self.options
         self._measure = Measure()
-        self._reporter = SceneReporter(EventLog(self.options.log))
+        self._reporter = SceneReporter(EventLog(options.log))
         self._utterance = 0
+        self._sight: Sight | None = None
+        self._watch: Watch | None = None
+        self._remote: Remote | None = None
+        if options.base_url:
+            self._remote = Remote(self.ctx, options, self._notes)
+            await self._remote.start()
+        elif options.model != "scene":
+            self._watch = await self._load(options)
 
-    def process(self, port: str, frame: Frame, out: Outputs) -> None:
+    async def _load(self, options: VlmOptions) -> Watch:
+        pool = self.ctx.pool()
+        device = pool.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        name = f"vlm {options.model} {device} {options.dtype} {options.picture_tokens} {hash(options.system)}"
+        made: list[VlmRows] = []
+
+        def make() -> VlmRows:
+            from ..models import vlm_hub  # needs the hub extra only when a model is named
+
+            folder = vlm_hub.fetch(options.model)
+            model = vlm_hub.HubVlm(
+                folder, device=device, dtype=options.dtype, tokens=options.picture_tokens, system=options.system
+            )
+            return _SHARED.setdefault(name, VlmRows(model, options.chunk))
+
+        try:
+            await pool.load(name, make)
+        except StageError as e:
+            raise refuse_process_pools(e) if "process" in str(e) else e from e
+        made.append(_SHARED[name])
+        watch = Watch(
+            self.ctx, made[0], name, options.memory.memory, fps=options.fps, answer_tokens=options.answer_tokens,
+            late=options.late, check=options.check, to_tensor=_tensor, notes=self._notes,
+        )  # fmt: skip
+        await watch.start()
+        self.ctx.emit("vlm.ready", model=options.model)
+        return watch
+
+    async def close(self) -> None:
+        if getattr(self, "_watch", None) is not None:
+            assert self._watch is not None
+            await self._watch.close()
+        if getattr(self, "_remote", None) is not None:
+            assert self._remote is not None
+            await self._remote.close()
+
+    @property
+    def busy(self) -> bool:
+        watch, remote = getattr(self, "_watch", None), getattr(self, "_remote", None)
+        return (watch is not None and watch.busy) or (remote is not None and remote.busy)
+
+    async def control(self, message: Control) -> None:
+        await super().control(message)
+        if isinstance(message, Flush):
+            for who in (self._watch, self._remote):
+                if who is not None:
+                    who.flush(message.epoch)
+
+    async def process(self, port: str, frame: Frame, out: Outputs) -> None:
         if isinstance(frame, VideoFrame):
             self._see(frame, out)
+            if self._watch is not None and not (self._sight and self._sight.blind):
+                await self._watch.see(frame, out)
+            if self._remote is not None:
+                self._remote.see(frame)
         elif isinstance(frame, TokenFrame):
-            self._answer(frame, out)
+            await self._ask(frame, out)
 
     def gap(self, port: str, gap: Gap, out: Outputs) -> None:
         """Lost pictures say nothing of the scene: the next one is compared with the last that came."""
 
     def _see(self, frame: VideoFrame, out: Outputs) -> None:
-        sight = self._measure(frame)
+        sight = self._sight = self._measure(frame)
         events, said = self._reporter.see(sight)
         if self._measure.moved is not None and sight.region not in ("", "everywhere"):
             sure = _SOMEWHERE if sight.region == "somewhere" else _IN_PLACE
             out.post("importance", tell(self.ctx, frame, self._measure.moved, sure, "reporter", out.epoch))
         for event in events:
-            out.post("event", _event_frame(event, frame, out.epoch))
+            out.post("event", event_frame(event, frame, out.epoch))
             if self.params.speak == "failures" and event.what in ("black_started", "frozen_started"):
                 said.append(f"{event_sentence(event).capitalize()}.")
         for text in said:
-            out.post(
-                "event", EventFrame(pts=frame.pts, epoch=out.epoch, name="spoke_up", fields={"text": text})
-            )
+            fields = {"text": text}
+            out.post("event", EventFrame(pts=frame.pts, epoch=out.epoch, name="spoke_up", fields=fields))
             self._say(text, frame.pts, out)
 
-    def _answer(self, frame: TokenFrame, out: Outputs) -> None:
+    async def _ask(self, frame: TokenFrame, out: Outputs) -> None:
         now = self.ctx.clock.now() if self.ctx.realtime else frame.pts
         answer = self._reporter.ask(frame.text, now)
+        if (self._watch is not None or self._remote is not None) and not self._measured(answer):
+            who = self._watch or self._remote
+            assert who is not None
+            if text := await who.ask(frame, frame.text.strip(), out):
+                self._say(text, frame.pts, out)
+            return
         fields = {"kind": answer.kind, "known": answer.known}
         out.post("event", EventFrame(pts=frame.pts, epoch=out.epoch, name="answered", fields=fields))
         self._say(answer.text, frame.pts, out)
 
+    def _measured(self, answer: Answer) -> bool:
+        """What the reporter answers although there is a model: what was logged, and a feed that shows nothing."""
+        if self._sight is None or self._sight.blind:
+            return True
+        return answer.known and answer.kind in _MEASURED
+
+    def _notes(self) -> str:
+        """The last events, for a model that did not see them or no longer remembers."""
+        wanted = self.options.memory.notes
+        now = self.ctx.clock.now() if self.ctx.realtime else (self._sight.at if self._sight else 0)
+        events = self._reporter.log.between(0, now)[-wanted:] if wanted else []
+        told = "; ".join(f"{ago(now - e.at)} {event_sentence(e)}" for e in events)
+        return f"(Measured: {told}.) " if told else ""
+
     def _say(self, text: str, pts: int, out: Outputs) -> None:
+        for who in (self._watch, self._remote):
+            if who is not None:
+                who.speak(text, pts, out)
+                return
         self._utterance += 1
         out.post("answer", TokenFrame(pts=pts, epoch=out.epoch, text=text, utterance=self._utterance))
 
 
-def _event_frame(event: Event, frame: VideoFrame, epoch: int) -> EventFrame:
-    fields = {**event.fields, "sentence": event_sentence(event)}
-    if event.thing:
-        fields["region"] = event.thing
-    return EventFrame(pts=event.at, deadline=frame.deadline, epoch=epoch, name=event.what, fields=fields)
+_SHARED: dict[str, VlmRows] = {}  # by pool model: sessions need the object, the pool knows it by name
+
+
+def _tensor(frame: Frame) -> Tensor:
+    """uint8 (3, H, W)."""
+    assert isinstance(frame, VideoFrame)
+    return torch.from_numpy(rgb_of(frame)).permute(2, 0, 1)

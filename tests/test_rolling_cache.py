@@ -35,9 +35,7 @@ def frame(i: int) -> Tensor:
 
 
 def run(model: Any, x: Tensor, positions: Tensor, cache: Any) -> Tensor:
-    return model(
-        inputs_embeds=x, position_ids=positions, cache=cache, use_cache=True
-    ).last_hidden_state
+    return model(inputs_embeds=x, position_ids=positions, cache=cache, use_cache=True).last_hidden_state
 
 
 def start(model: Any, budget: Budget, **options: Any) -> RollingCache:

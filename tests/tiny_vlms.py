@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,13 @@ WIDTH = 64
 
 def tiny_text_model(family: str, layers: int = 3) -> Any:
     """The text model of a family, seeded, with attention that is not uniform."""
+    from penstock.models.rolling_cache import text_model_of
+
+    return text_model_of(tiny_model(family, layers))
+
+
+def tiny_model(family: str, layers: int = 3) -> Any:
+    """The whole model of a family."""
     transformers: Any = pytest.importorskip(
         "transformers", reason="the package transformers is not installed"
     )
@@ -80,6 +88,47 @@ def tiny_text_model(family: str, layers: int = 3) -> Any:
     for p in whole.parameters():
         if p.dim() > 1:
             torch.nn.init.normal_(p, 0, 0.15)
-    from penstock.models.rolling_cache import text_model_of
+    return whole
 
-    return text_model_of(whole)
+
+_WORDS = "what do you see is it red blue yes no has this happened answer or a the box moving watch live video in one two"
+_TEMPLATE = (
+    "{% for m in messages %}<|im_start|> {{ m.role }} {% for c in m.content %}"
+    "{% if c.type == 'image' %}PICTURE {% else %}{{ c.text }} {% endif %}{% endfor %}<|im_end|> {% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|> assistant {% endif %}"
+)
+IMAGE = {"qwen2_5_vl": "<|image_pad|>", "qwen3_vl": "<|image_pad|>"}
+
+
+def write_checkpoint(folder: Path, family: str, layers: int = 3) -> None:
+    """A checkpoint of the true format: config, safetensors, tokenizer with chat template, preprocessor numbers."""
+    import json
+
+    from penstock.models.vlm_hub import FAMILIES
+    from tokenizers import AddedToken, Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from transformers import PreTrainedTokenizerFast
+
+    model = tiny_model(family, layers)
+    model.config._attn_implementation = None
+    model.save_pretrained(folder, safe_serialization=True)
+    picture, before, after = FAMILIES[model.config.model_type]
+    vocab = {
+        w: i for i, w in enumerate(["<pad>", "<bos>", "<|im_end|>", "<unk>", *sorted(set(_WORDS.split()))])
+    }
+    vocab |= {f"w{i}": i for i in range(len(vocab), 150)}
+    special = ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<image>", "<start_of_image>",
+               "<end_of_image>", "<fake_token_around_image>", "<global-img>", "<|im_start|>"]  # fmt: skip
+    vocab |= {w: 150 + i for i, w in enumerate(special)}
+    vocab |= {"system": 170, "user": 171, "assistant": 172}
+    its = Tokenizer(WordLevel(vocab, unk_token="<unk>"))
+    its.pre_tokenizer = Whitespace()  # type: ignore[assignment]
+    its.add_special_tokens([AddedToken(w, special=True) for w in (*special, "<|im_end|>", "<bos>")])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=its, eos_token="<|im_end|>", unk_token="<unk>", pad_token="<pad>"
+    )
+    fast.chat_template = _TEMPLATE.replace("PICTURE", picture)
+    fast.save_pretrained(folder)
+    numbers = {"image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(numbers))
