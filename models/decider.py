@@ -51,6 +51,16 @@ class Threshold:
         return True
 
 
+@dataclass(frozen=True, slots=True)
+class Each:
+    """Speaks at every picture under `theta`: for a model that was taught to speak once for each happening."""
+
+    theta: float = 0.5
+
+    def decide(self, p_silence: float, now: int) -> bool:
+        return p_silence < self.theta
+
+
 def p_silence(logits: Tensor, silence: int) -> Tensor:
     """Word logits (..., V) at the last token → P(silence) (...)."""
     return logits.float().softmax(-1)[..., silence]

@@ -17,6 +17,7 @@ from .toy_world import SIZE
 from .vlm_model import Picture
 
 SINKS = 4
+WINDOW = 6  # pictures that it was taught to look back on
 _ASK, _ANSWER, _END = INDEX["<ask>"], INDEX["<answer>"], INDEX["<end>"]
 _RADIUS = 8.5 / SIZE  # of the largest thing
 

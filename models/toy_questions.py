@@ -34,6 +34,7 @@ WORDS = (
     *NUMBERS, "center", "right", "up", "down", "still", "dark", "medium", "none", "little", "gray",
     *SHAPES, *COLOURS,
 )  # fmt: skip
+COLOURS_AND_SHAPES = frozenset((*COLOURS, *SHAPES))
 INDEX = {word: i for i, word in enumerate(WORDS)}
 
 

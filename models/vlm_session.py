@@ -39,6 +39,7 @@ class Memory:
     blocks: int = 0
     recall: int = 8
     scorer: Literal["mean_key", "recent", "random"] = "mean_key"
+    pictures: int = 0  # at most so many in the window; 0: as many as tokens hold
 
 
 class VlmSession:
@@ -59,7 +60,7 @@ class VlmSession:
                 scorer=SCORERS[memory.scorer](),
             )  # fmt: skip
         budget = Budget(memory.tokens, memory.text, rebase_at=max(1 << 15, 2 * memory.tokens))
-        self.cache = model.cache(budget, self.store.keep_evicted if self.store else None)
+        self.cache = model.cache(budget, self.store.keep_evicted if self.store is not None else None)
 
     @property
     def nbytes(self) -> int:
@@ -220,6 +221,9 @@ class Runner:
         if job.positions is None:
             if cache.unfinished:  # a picture that was given up half-way
                 cache.abandon()
+            most = job.session.memory.pictures
+            while most and job.picture and sum(s.kind == "frame" for s in cache.window) >= most:
+                cache.evict_oldest()
             parts = job.picture.parts if job.picture else (job.x.shape[1],)
             kind = "frame" if job.picture else "text"
             job.positions = cache.reserve(kind, *parts, tag=job.at, keep=job.kept)

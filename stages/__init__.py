@@ -16,5 +16,6 @@ CATALOG = {
     "video.look": "look:Look",
     "focus.detect": "focus:FocusDetect",
     "vlm.stream": "vlm:VlmStream",
+    "vlm.toy": "vlm_toy:VlmToy",
     "synthetic.world": "world:SyntheticWorld",
 }

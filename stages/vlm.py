@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
@@ -24,17 +25,17 @@ from ..models.sights import Sight
 from ..models.vlm_session import Memory
 from ..pipeline.clock import SECOND
 from ..pipeline.frame import EventFrame, Frame, Gap, TokenFrame, VideoFrame
+from ..pipeline.pixels import to_rgb
 from ..pipeline.stage import Control, Flush, In, Out, Outputs, Ports, Stage, StageError
 from ..pipeline.units import Duration
 from .importance import tell
-from .pixels_rgb import rgb_of
 from .vlm_remote import Remote, RemoteOptions
-from .vlm_rows import VlmRows
+from .vlm_rows import hub_rows, load
 from .vlm_scene import Measure, event_frame
-from .vlm_watch import Watch, refuse_process_pools
+from .vlm_watch import Watch
 
 _IN_PLACE, _SOMEWHERE = 0.6, 0.3  # confidence that motion is what matters: no question was asked
-_MEASURED = ("when", "how_often", "still_for", "frozen_for", "watching", "timeline", "did_move", "size", "stop")
+_MEASURED = ("when", "how_often", "still_for", "frozen_for", "watching", "timeline", "did_move", "size")
 
 
 class MemoryOptions(BaseModel):
@@ -125,25 +126,18 @@ class VlmStream(Stage):
         device = pool.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        name = f"vlm {options.model} {device} {options.dtype} {options.picture_tokens} {hash(options.system)}"
-        made: list[VlmRows] = []
-
-        def make() -> VlmRows:
-            from ..models import vlm_hub  # needs the hub extra only when a model is named
-
-            folder = vlm_hub.fetch(options.model)
-            model = vlm_hub.HubVlm(
-                folder, device=device, dtype=options.dtype, tokens=options.picture_tokens, system=options.system
-            )
-            return _SHARED.setdefault(name, VlmRows(model, options.chunk))
-
+        what = (options.model, device, options.dtype, options.picture_tokens, options.system, options.chunk)
         try:
-            await pool.load(name, make)
-        except StageError as e:
-            raise refuse_process_pools(e) if "process" in str(e) else e from e
-        made.append(_SHARED[name])
+            rows = await pool.call(hub_rows, *what)
+        except ModuleNotFoundError as e:
+            words = f"model {options.model!r} needs the package {e.name!r}: pip install 'penstock[hub]'"
+            raise StageError(f"node {self.ctx.node!r}: {words}; or use model: scene") from e
+        except ValueError as e:
+            raise StageError(f"node {self.ctx.node!r}: {e}") from e
+        name = f"vlm {options.model} {abs(hash(what)):x}"
+        await load(pool, name, rows)
         watch = Watch(
-            self.ctx, made[0], name, options.memory.memory, fps=options.fps, answer_tokens=options.answer_tokens,
+            self.ctx, rows, name, options.memory.memory, fps=options.fps, answer_tokens=options.answer_tokens,
             late=options.late, check=options.check, to_tensor=_tensor, notes=self._notes,
         )  # fmt: skip
         await watch.start()
@@ -204,9 +198,12 @@ class VlmStream(Stage):
         if (self._watch is not None or self._remote is not None) and not self._measured(answer):
             who = self._watch or self._remote
             assert who is not None
-            if text := await who.ask(frame, frame.text.strip(), out):
+            text = await who.ask(frame, frame.text.strip(), out)
+            if text and not (answer.kind == "stop" and text.startswith("I was not")):
                 self._say(text, frame.pts, out)
-            return
+                return
+            if not text:
+                return
         fields = {"kind": answer.kind, "known": answer.known}
         out.post("event", EventFrame(pts=frame.pts, epoch=out.epoch, name="answered", fields=fields))
         self._say(answer.text, frame.pts, out)
@@ -215,7 +212,7 @@ class VlmStream(Stage):
         """What the reporter answers although there is a model: what was logged, and a feed that shows nothing."""
         if self._sight is None or self._sight.blind:
             return True
-        return answer.known and answer.kind in _MEASURED
+        return answer.known and answer.kind in (*_MEASURED, "standing")
 
     def _notes(self) -> str:
         """The last events, for a model that did not see them or no longer remembers."""
@@ -234,10 +231,7 @@ class VlmStream(Stage):
         out.post("answer", TokenFrame(pts=pts, epoch=out.epoch, text=text, utterance=self._utterance))
 
 
-_SHARED: dict[str, VlmRows] = {}  # by pool model: sessions need the object, the pool knows it by name
-
-
 def _tensor(frame: Frame) -> Tensor:
     """uint8 (3, H, W)."""
     assert isinstance(frame, VideoFrame)
-    return torch.from_numpy(rgb_of(frame)).permute(2, 0, 1)
+    return torch.from_numpy(np.ascontiguousarray(to_rgb(frame))).permute(2, 0, 1)

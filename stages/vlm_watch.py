@@ -9,6 +9,7 @@ Used by `vlm.stream` with a model and by `vlm.toy`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -18,12 +19,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..models.decider import Threshold
+from ..models.decider import Decider, Threshold
 from ..models.vlm_session import Memory, Result, Say, Take, Talk, VlmSession, importance
 from ..pipeline.clock import MS, SECOND
 from ..pipeline.frame import Frame, TokenFrame
 from ..pipeline.rows import Demand, Row
-from ..pipeline.stage import Context, DeadlineMissed, Flushed, Outputs, StageError
+from ..pipeline.stage import Context, DeadlineMissed, Flushed, Outputs
 from .importance import tell
 from .vlm_rows import VlmRows
 
@@ -34,7 +35,10 @@ _MOST_WISHES = 4  # each costs a question for every check
 _LOOK_EVERY = 16  # words of an answer between two looks at where it looks
 _STEP = 32  # ids of a question in one pass
 _PATIENCE = SECOND  # a word that could not run in this time is asked for again
-_TELL_ME = re.compile(r"^\W*(?:please )?(?:tell|warn|alert|notify|inform) me (?:when(?:ever)?|if|once|as soon as) (.+?)[.!?]*$", re.I)  # fmt: skip
+_TELL_ME = re.compile(
+    r"^\W*(?:please )?(?:tell|warn|alert|notify|inform) me (?:when(?:ever)?|if|once|as soon as) (.+?)[.!?]*$",
+    re.I,
+)
 _STOP = re.compile(r"\b(stop|cancel|forget)\b.*\b(tell|telling|watch|watching)\b", re.I)
 
 
@@ -85,7 +89,7 @@ class Watch:
         late: Literal["drop", "merge"],
         check: int,
         to_tensor: Callable[[Frame], Tensor],
-        decider: Threshold | None = None,
+        decider: Decider | None = None,
         narrate: Callable[[str, Frame], str | None] | None = None,
         notes: Callable[[], str] | None = None,
         wish: str = "Look at the newest picture. Is this true now: {}? Answer yes or no.",
@@ -95,7 +99,13 @@ class Watch:
         self.session = VlmSession(rows.model, memory)
         self.counts = WatchCounts()
         self.wishes: list[Wish] = []
-        self._to_tensor, self._decider, self._narrate, self._notes, self._wish = to_tensor, decider, narrate, notes, wish
+        self._to_tensor, self._decider, self._narrate, self._notes, self._wish = (
+            to_tensor,
+            decider,
+            narrate,
+            notes,
+            wish,
+        )
         self._memory = memory
         self._questions: deque[Asked] = deque()
         self._mail: tuple[Frame, Outputs] | None = None
@@ -114,7 +124,9 @@ class Watch:
         height, width = model.size
         image = torch.randint(0, 255, (3, height, width), dtype=torch.uint8)
         await pool.warm(self.name, lambda: Row(Take(VlmSession(model, tiny), image=image)))
-        await pool.warm(self.name, lambda: Row(Say(Talk(VlmSession(model, tiny)), torch.tensor(sorted(model.stop)[:1]))))
+        await pool.warm(
+            self.name, lambda: Row(Say(Talk(VlmSession(model, tiny)), torch.tensor(sorted(model.stop)[:1])))
+        )
         pool.admit(Demand(self.name, rate_hz=self.fps, within=round(2 * SECOND / self.fps)))
         if self.ctx.realtime:
             name = f"{self.ctx.session}/{self.ctx.node}"
@@ -224,9 +236,14 @@ class Watch:
         except Flushed:
             return
         self.counts.seen += 1
-        if self._decider is not None and result.silence is not None and result.logits is not None:
-            if self._decider.decide(result.silence, frame.pts):
-                await self._speak_up(result.logits, frame, out)
+        silence, logits = result.silence, result.logits
+        if (
+            self._decider
+            and silence is not None
+            and logits is not None
+            and self._decider.decide(silence, frame.pts)
+        ):
+            await self._speak_up(logits, frame, out)
         if self.wishes and frame.pts - self._checked >= self.check:
             self._checked = frame.pts
             await self._check_wishes(frame, out)
@@ -252,10 +269,8 @@ class Watch:
 
     async def _remember(self, ids: Sequence[int], at: int) -> None:
         """Into the text tier."""
-        try:
+        with contextlib.suppress(DeadlineMissed, Flushed):
             await self._run(Take(self.session, ids=torch.tensor(ids), at=at), PICTURES)
-        except (DeadlineMissed, Flushed):
-            pass
 
     # ------------------------------------------------------------ standing questions
 
@@ -324,13 +339,17 @@ class Watch:
             while result.logits is not None:
                 if result.looks is not None and talk.sight is not None:
                     weights, sure = importance(talk.sight, result.looks)
-                    out.post("importance", tell(self.ctx, asked.frame, weights.numpy(), sure, "attention", epoch))
+                    out.post(
+                        "importance", tell(self.ctx, asked.frame, weights.numpy(), sure, "attention", epoch)
+                    )
                 word = int(result.logits.argmax())
                 if word in self.model.stop or len(words) >= self.answer_tokens:
                     break
                 words.append(word)
                 text = self.model.text(words)
-                if not text.endswith("\ufffd") and len(text) > len(told):  # half a character waits for the rest
+                if not text.endswith("\ufffd") and len(text) > len(
+                    told
+                ):  # half a character waits for the rest
                     self.say(text[len(told) :], pts, out, end=False, epoch=epoch)
                     told = text
                 tap = len(words) % _LOOK_EVERY == 0
@@ -374,8 +393,3 @@ class Watch:
         epoch = self._epoch if lane == WORDS else _FOREVER
         result: Result = await self.ctx.pool().run(self.name, Row(job, lane=lane, deadline=at, epoch=epoch))
         return result
-
-
-def refuse_process_pools(error: StageError) -> StageError:
-    """Say it in the stage's words."""
-    return StageError(f"{error}; a streaming VLM keeps its sessions in memory: give it a pool of kind thread")

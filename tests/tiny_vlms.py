@@ -97,7 +97,6 @@ _TEMPLATE = (
     "{% if c.type == 'image' %}PICTURE {% else %}{{ c.text }} {% endif %}{% endfor %}<|im_end|> {% endfor %}"
     "{% if add_generation_prompt %}<|im_start|> assistant {% endif %}"
 )
-IMAGE = {"qwen2_5_vl": "<|image_pad|>", "qwen3_vl": "<|image_pad|>"}
 
 
 def write_checkpoint(folder: Path, family: str, layers: int = 3) -> None:
@@ -113,7 +112,7 @@ def write_checkpoint(folder: Path, family: str, layers: int = 3) -> None:
     model = tiny_model(family, layers)
     model.config._attn_implementation = None
     model.save_pretrained(folder, safe_serialization=True)
-    picture, before, after = FAMILIES[model.config.model_type]
+    picture = FAMILIES[model.config.model_type][0]
     vocab = {
         w: i for i, w in enumerate(["<pad>", "<bos>", "<|im_end|>", "<unk>", *sorted(set(_WORDS.split()))])
     }

@@ -1,0 +1,235 @@
+"""A vision model behind an OpenAI-compatible endpoint, in the place of one that runs here.
+
+No server keeps a bounded live session yet, so each question carries the newest pictures with it: a window that
+is sent again every time. It can neither remember what left the window nor speak up by itself.
+
+Source: OpenAI API reference, "Chat: image inputs"; vLLM, SGLang, llama.cpp's server and Ollama speak it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from ..pipeline.breaker import CircuitBreaker
+from ..pipeline.clock import MS, SECOND
+from ..pipeline.frame import TokenFrame, VideoFrame
+from ..pipeline.pixels import to_rgb
+from ..pipeline.stage import Context, Outputs, StageError
+from ..pipeline.units import Duration
+from .chat_client import ChatClient, EndpointFailed, Limits
+from .chat_history import ChatHistory
+from .endpoint import check_reference, check_url, is_local, read_key
+
+log = logging.getLogger(__name__)
+
+_QUESTIONS = 8  # that wait; more are refused
+_MAX_ASKED, _MAX_SAID = 4_000, 20_000  # characters
+_QUALITY = 80  # JPEG: what a vision tower still sees of
+_SYSTEM = (
+    "You watch a live camera. Each question comes with its newest pictures, oldest first. Answer in one to three "
+    "short spoken sentences, only from what they show."
+)
+
+
+class RemoteOptions(BaseModel):
+    """base_url: as http://localhost:8000/v1; empty: no endpoint. key: env:NAME or file:PATH. pictures: how many are
+    sent with a question. side: pixels of their longer side."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    base_url: str = ""
+    key: str = ""
+    pictures: int = Field(default=4, ge=1, le=64)
+    side: int = Field(default=512, ge=64, le=2048)
+    connect: Duration = Field(default=3 * SECOND, gt=0)
+    first_token: Duration = Field(default=20 * SECOND, gt=0)
+    between_tokens: Duration = Field(default=5 * SECOND, gt=0)
+    history_turns: int = Field(default=4, ge=1, le=100)
+    failures: int = Field(default=3, ge=1, le=100)
+    cooldown: Duration = Field(default=5 * SECOND, gt=0, le=60 * SECOND)
+
+    @field_validator("base_url")
+    @classmethod
+    def _http(cls, value: str) -> str:
+        return check_url(value) if value else value
+
+    @field_validator("key")
+    @classmethod
+    def _reference(cls, value: str) -> str:
+        return check_reference(value)
+
+
+class Remote:
+    """One session's side of an endpoint. `options` also holds model, fps, system and answer_tokens."""
+
+    def __init__(self, ctx: Context, options: Any, notes: Callable[[], str]) -> None:
+        self.ctx, self.options, self._notes = ctx, options, notes
+        self._window: deque[VideoFrame] = deque(maxlen=options.pictures)
+        self._history = ChatHistory(options.history_turns, 32_768)
+        self._breaker = CircuitBreaker(options.failures, options.cooldown)
+        self._questions: deque[tuple[TokenFrame, str, int]] = deque()
+        self._asked = asyncio.Event()
+        self._answer: asyncio.Task[None] | None = None
+        self._epoch, self._utterance = 0, 0
+        self._out: Outputs | None = None
+        self._client: ChatClient | None = None
+        self._loop: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Raises: StageError."""
+        o = self.options
+        try:
+            key = await self.ctx.pool().call(read_key, o.key)
+        except ValueError as e:
+            raise StageError(f"node {self.ctx.node!r}: {e}") from e
+        if not is_local(o.base_url):
+            log.warning("%s: pictures of the camera leave this machine when it is asked", self.ctx.node)
+            if o.base_url.startswith("http:"):
+                log.warning("%s: they and the key travel unencrypted; use https", self.ctx.node)
+        self._client = ChatClient(
+            o.base_url, key, Limits(o.connect, o.first_token, o.between_tokens, 2_097_152)
+        )
+        if self.ctx.realtime:
+            self._loop = asyncio.create_task(self._talk(), name=f"{self.ctx.session}/{self.ctx.node}/talk")
+
+    async def close(self) -> None:
+        if self._loop is not None:
+            self._loop.cancel()
+            await asyncio.wait([self._loop])
+        if self._client is not None:
+            await self._client.close()
+
+    @property
+    def busy(self) -> bool:
+        """A request in flight has its own time limits."""
+        return self._answer is not None or bool(self._questions)
+
+    def see(self, frame: VideoFrame) -> None:
+        """Keep it for the next question, at most `fps` a second."""
+        if not self._window or frame.pts - self._window[-1].pts >= 0.9 * SECOND / self.options.fps:
+            self._window.append(frame)
+
+    async def ask(self, frame: TokenFrame, text: str, out: Outputs) -> str:
+        """A question. → what to say to it at once: "" while the endpoint is asked."""
+        self._out = out
+        if len(self._questions) >= _QUESTIONS:
+            return "One question after the other, please: too many are waiting."
+        asked = (frame, text[:_MAX_ASKED], out.epoch)
+        if not self.ctx.realtime:
+            await self._reply(*asked, out)
+            return ""
+        self._questions.append(asked)
+        self._asked.set()
+        return ""
+
+    def flush(self, epoch: int) -> None:
+        """A barge-in: the request is given up, by which servers learn to stop."""
+        self._questions = deque(q for q in self._questions if q[2] >= epoch)
+        if self._answer is not None and self._epoch < epoch:
+            self._answer.cancel()
+
+    def speak(self, text: str, pts: int, out: Outputs) -> None:
+        """An utterance of its own."""
+        self._utterance += 1
+        out.post("answer", TokenFrame(pts=pts, epoch=out.epoch, text=text, utterance=self._utterance))
+
+    async def _talk(self) -> None:
+        while True:
+            await self._asked.wait()
+            self._asked.clear()
+            while self._questions:
+                frame, text, epoch = self._questions.popleft()
+                assert self._out is not None
+                self._epoch = epoch
+                name = f"{self.ctx.session}/{self.ctx.node}/answer"
+                self._answer = asyncio.create_task(self._reply(frame, text, epoch, self._out), name=name)
+                try:
+                    await asyncio.wait([self._answer])
+                    if not self._answer.cancelled():
+                        self._answer.result()
+                finally:
+                    self._answer.cancel()
+                    self._answer = None
+
+    async def _reply(self, frame: TokenFrame, text: str, epoch: int, out: Outputs) -> None:
+        clock, breaker, start = self.ctx.clock, self._breaker, self.ctx.clock.now()
+        self._utterance += 1
+        utterance, said, over = self._utterance, "", False
+
+        def put(words: str, end: bool, at: int) -> None:
+            out.post("answer", TokenFrame(pts=frame.pts, epoch=at, text=words, utterance=utterance, end=end))
+
+        async def say(words: str) -> None:
+            nonlocal said
+            if self.ctx.epoch != epoch:
+                raise asyncio.CancelledError  # the flush is on its way: this was not said
+            if not said:
+                self.ctx.emit("vlm_first_token", ms=(clock.now() - start) // MS)
+            if len(said) + len(words) > _MAX_SAID:
+                raise EndpointFailed(f"an answer is over {_MAX_SAID} characters")
+            said += words
+            put(words, False, epoch)
+
+        if not breaker.allow(start):
+            put("I cannot ask the model right now.", True, epoch)
+            return
+        assert self._client is not None
+        try:
+            pictures = list(self._window)
+            images = await self.ctx.pool().call(_encode, pictures, self.options.side)
+            await self._client.stream(self._request(text, pictures, images), say)
+            breaker.succeeded()
+            over = True
+            put("", True, epoch)
+            self._history.add("user", text)
+            self._history.add("assistant", said)
+        except EndpointFailed as e:
+            breaker.failed(clock.now(), e.retry_after)
+            over = True
+            self.ctx.emit("vlm_failed", error=str(e), circuit=breaker.state(clock.now()))
+            log.warning("%s/%s: %s", self.ctx.session, self.ctx.node, e)
+            put(
+                " I cannot answer right now.".lstrip() if not said else " I cannot go on right now.",
+                True,
+                epoch,
+            )
+        finally:
+            if not over:  # interrupted
+                breaker.abandoned()
+                put("", True, self.ctx.epoch)
+
+    def _request(self, text: str, pictures: list[VideoFrame], images: list[str]) -> dict[str, object]:
+        content: list[dict[str, object]] = []
+        for frame, image in zip(pictures, images, strict=True):
+            ago = (pictures[-1].pts - frame.pts) / SECOND
+            content.append(
+                {"type": "text", "text": f"{ago:.1f} seconds before the newest:" if ago else "Newest:"}
+            )
+            content.append({"type": "image_url", "image_url": {"url": image}})
+        content.append({"type": "text", "text": f"{self._notes()}{text}"})
+        messages: list[dict[str, object]] = [*self._history.messages(self.options.system or _SYSTEM)]
+        messages.append({"role": "user", "content": content})
+        return {"model": self.options.model, "messages": messages, "max_tokens": self.options.answer_tokens}
+
+
+def _encode(frames: list[VideoFrame], side: int) -> list[str]:
+    """data: URLs of JPEGs whose longer side is at most `side`."""
+    out: list[str] = []
+    for frame in frames:
+        image = to_rgb(frame)
+        scale = side / max(image.shape[:2])
+        if scale < 1:
+            size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+            image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+        _, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
+        out.append("data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode("ascii"))
+    return out

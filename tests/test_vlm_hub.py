@@ -1,0 +1,196 @@
+"""Streaming on checkpoints of the true format: the same words as the model's own forward pass over the whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from penstock.models.vlm_session import Job, Memory, Runner, Say, Take, Talk, VlmSession, importance
+from tiny_vlms import EACH, FAMILIES, write_checkpoint
+from torch import Tensor
+
+pytest.importorskip("transformers", reason="the package transformers is not installed")
+from penstock.models.vlm_hub import HubVlm, ModelError, fetch
+
+ROOM = Memory(tokens=160, text=40)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {family: tmp_path_factory.mktemp(family) for family in FAMILIES}
+
+
+def loaded(folders: dict[str, Path], family: str) -> HubVlm:
+    folder = folders[family]
+    if not (folder / "config.json").exists():
+        write_checkpoint(folder, family)
+    return HubVlm(folder, tokens=6)
+
+
+def images(n: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 255, (n, 3, 90, 120), generator=generator, dtype=torch.uint8)
+
+
+def finish(runner: Runner, *jobs: Job) -> list[Any]:
+    """Run jobs together until each has ended; their last results."""
+    last: dict[int, Any] = {}
+    left = list(enumerate(jobs))
+    while left:
+        results = runner.forward([j for _, j in left])
+        going: list[tuple[int, Job]] = []
+        for (i, job), result in zip(left, results, strict=True):
+            last[i] = result
+            if not runner.commit(job, result):
+                going.append((i, job))
+        left = going
+    return [last[i] for i in range(len(jobs))]
+
+
+def vanilla(model: HubVlm, folder: Path, pictures: Tensor, question: str) -> Tensor:
+    """Logits of the checkpoint's own class, on all at once, in a copy that nothing of ours has touched."""
+    from transformers import AutoModelForImageTextToText
+
+    its: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    x = torch.nn.functional.interpolate(pictures.float(), model.size, mode="bilinear", antialias=True)
+    x = (x.round() / 255 - model._mean) / model._std
+    marks = [m.tolist() for m in (model._before, model._after)]
+    config, n = (
+        its.config,
+        model.look(pictures[:1], pictures[:1])[0].tokens.shape[1] - len(marks[0] + marks[1]),
+    )
+    name = "video_token" if model.kind == "llava_onevision" else "image_token"
+    image = getattr(config, f"{name}_id", None) or getattr(config, f"{name}_index")
+    frame = [*marks[0], *[image] * n, *marks[1]]
+    ids = torch.tensor([[*model.system.tolist(), *frame * len(x), *model.question(question).tolist()]])
+    types = (ids == image).int()
+    if model.kind.startswith("qwen"):
+        grid = torch.tensor([[1, *(s // model._patch for s in model.size)]] * len(x))
+        more = {"pixel_values": model._patches(x), "image_grid_thw": grid, "mm_token_type_ids": types}
+    elif model.kind == "smolvlm":
+        more = {"pixel_values": x[None]}
+    elif model.kind == "llava_onevision":
+        more = {"pixel_values_videos": x[:, None]}
+    else:
+        more = {"pixel_values": x, "token_type_ids": types}
+    with torch.no_grad():
+        return its(input_ids=ids, attention_mask=torch.ones_like(ids), **more).logits[0, -1]
+
+
+@pytest.mark.parametrize("family", EACH)
+def test_a_stream_in_chunks_says_what_the_model_says_of_the_whole(
+    folders: dict[str, Path], family: str
+) -> None:
+    model = loaded(folders, family)
+    runner, session, pictures = Runner(model, chunk=4), VlmSession(model, ROOM), images(2)
+    for i, image in enumerate(pictures):
+        finish(runner, Take(session, image=image, at=i))
+    talk = Talk(session)
+    (result,) = finish(runner, Say(talk, model.question("what do you see"), tap=True))
+    whole = vanilla(model, folders[family], pictures, "what do you see")
+    assert torch.allclose(result.logits, whole, atol=1e-4)
+    # where it looked: weights over the newest picture only
+    assert talk.sight is not None
+    weights, sure = importance(talk.sight, result.looks)
+    assert weights.shape == talk.sight.picture.grid
+    assert 0 <= sure <= 1
+    assert float(weights.max()) > 0
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", pytest.param("qwen3_vl", marks=pytest.mark.slow)])
+def test_sessions_in_one_pass_equal_sessions_apart_and_a_pass_may_run_again(
+    folders: dict[str, Path], family: str
+) -> None:
+    model = loaded(folders, family)
+    logits: dict[bool, list[Tensor]] = {}
+    for together in (False, True):
+        runner = Runner(model, chunk=4)
+        sessions = [VlmSession(model, ROOM) for _ in range(3)]
+        for i in range(3):
+            takes = [Take(s, image=images(1, 10 * i + n)[0], at=i) for n, s in enumerate(sessions)]
+            if together:
+                runner.forward(takes)  # thrown away, as a pool may
+                finish(runner, *takes)
+            else:
+                for take in takes:
+                    finish(runner, take)
+        talks = [Talk(s) for s in sessions]
+        texts = ("what do you see", "is it red", "one two")
+        says = [Say(t, model.question(q)) for t, q in zip(talks, texts, strict=True)]
+        if together:
+            runner.forward(says)
+            more = Take(sessions[0], image=images(1, 99)[0], at=9)  # a picture beside answers
+            results = finish(runner, says[1], says[2], more)[:2]
+            results = [*finish(runner, says[0]), *results]
+            # the picture that came meanwhile is not in the branch of a question asked before it
+            logits[True] = [r.logits for r in results[1:]]
+        else:
+            logits[False] = [r.logits for r in [finish(runner, s)[0] for s in says][1:]]
+    for a, b in zip(logits[False], logits[True], strict=True):
+        assert torch.allclose(a, b, atol=1e-4)
+
+
+def test_a_picture_given_up_half_way_leaves_nothing(folders: dict[str, Path]) -> None:
+    model = loaded(folders, "qwen2_5_vl")
+    runner = Runner(model, chunk=4)
+    clean, cut = VlmSession(model, ROOM), VlmSession(model, ROOM)
+    finish(runner, Take(clean, image=images(1)[0]), Take(cut, image=images(1)[0]))
+    half = Take(cut, image=images(1, 5)[0], at=1)
+    runner.commit(half, runner.forward([half])[0])
+    assert cut.cache.unfinished
+    finish(runner, Take(clean, image=images(1, 6)[0], at=2), Take(cut, image=images(1, 6)[0], at=2))
+    question = model.question("what do you see")
+    a, b = finish(runner, Say(Talk(clean), question), Say(Talk(cut), question))
+    assert torch.allclose(a.logits, b.logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", EACH)
+def test_dropping_tokens_keeps_those_with_most_attention_and_all_markers(
+    folders: dict[str, Path], family: str
+) -> None:
+    model = loaded(folders, family)
+    picture = model.look(images(1), images(1))[0]
+    assert picture.scores is not None
+    kept = picture.keep(0.5)
+    assert kept is not None
+    visual = picture.scores.isfinite()
+    assert set(torch.nonzero(~visual).flatten().tolist()) <= set(kept.tolist())
+    assert int(visual[kept].sum()) == max(1, round(int(visual.sum()) * 0.5))
+    gone = [i for i in range(len(visual)) if i not in set(kept.tolist())]
+    if gone:
+        assert picture.scores[gone].max() <= picture.scores[kept].min()
+    assert picture.keep(1.0) is None
+    session = VlmSession(model, ROOM)
+    runner = Runner(model)
+    finish(runner, Take(session, image=images(1)[0], share=0.5))
+    assert session.cache.window_tokens == len(kept)
+
+
+def test_evicted_pictures_are_kept_and_join_an_answer(folders: dict[str, Path]) -> None:
+    model = loaded(folders, "qwen2_5_vl")
+    memory = Memory(tokens=80, text=8, blocks=8, recall=2, scorer="recent")
+    runner, session = Runner(model), VlmSession(model, memory)
+    for i in range(9):
+        finish(runner, Take(session, image=images(1, i)[0], at=i))
+    assert session.store is not None
+    assert len(session.store) >= 2
+    talk = Talk(session)
+    finish(runner, Say(talk, model.question("what do you see")))
+    assert talk.recalled == 2
+    session.close()
+
+
+def test_what_cannot_be_loaded_is_told_in_words(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="neither a folder nor a hub id"):
+        fetch("nowhere")
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        HubVlm(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ModelError, match="'bert'; accepted: qwen2_5_vl"):
+        HubVlm(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "smolvlm"}')
+    (tmp_path / "pytorch_model.bin").write_bytes(b"code")
+    with pytest.raises(ModelError, match="safetensors"):
+        HubVlm(tmp_path)
