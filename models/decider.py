@@ -1,9 +1,9 @@
 """When to speak unasked. A decider reads one number per picture and never stutters.
 
-P(silence) comes from the model's own head at the picture's last token, or from a probe on its hidden state; rules
-on measured events are standing questions (standing.py).
+P(silence) comes from the model's own head at the picture's last token, where it was taught to be silent; else a
+standing question is asked at each picture, and P(silence) is that of "no". Rules on measured events: standing.py.
 
-Source: VideoLLM-online (2406.11816), section 3.3: speak when P(silence) < θ; Dispider (2501.03218) for the probe.
+Source: VideoLLM-online (2406.11816), section 3.3: speak when P(silence) < θ.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class Decider(Protocol):
@@ -64,14 +63,3 @@ class Each:
 def p_silence(logits: Tensor, silence: int) -> Tensor:
     """Word logits (..., V) at the last token → P(silence) (...)."""
     return logits.float().softmax(-1)[..., silence]
-
-
-class Probe(nn.Module):
-    """A separate head: hidden state (..., d) → P(silence) (...). The model itself stays as it is."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.line = nn.Linear(width, 1)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return torch.sigmoid(self.line(hidden)).squeeze(-1)

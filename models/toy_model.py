@@ -26,11 +26,11 @@ class ToyModel:
     """`StreamingVlm` of the toy. A picture is four things, the scene, and `<look>`, after which it may speak."""
 
     name = "toy"
-    size = (SIZE, SIZE)
-    stop = frozenset({_END})
-    silence = INDEX["<silence>"]
+    size: tuple[int, int] = (SIZE, SIZE)
+    stop: frozenset[int] = frozenset({_END})
+    silence: int | None = INDEX["<silence>"]
     whole = remembers = False
-    tapped = (1, 2)
+    tapped: tuple[int, ...] = (1, 2)
 
     def __init__(self, weights: ToyVlm | None = None) -> None:
         self.net = weights or load()

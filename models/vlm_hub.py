@@ -64,14 +64,14 @@ class HubVlm:
         layers = int(text.num_hidden_layers)
         self.shape = (layers, heads, dim)
         self.token_bytes = 2 * layers * heads * dim * self.model.dtype.itemsize
-        self.tapped = tuple(sorted({layers // 3, layers // 2, (layers * 2) // 3}))
+        self.tapped: tuple[int, ...] = tuple(sorted({layers // 3, layers // 2, (layers * 2) // 3}))
         self.silence: int | None = None  # none of these was taught to be silent: standing questions are asked
         self.whole, self.remembers = kind == "gemma3", True
         picture, before, after = FAMILIES[kind]
         self.prompt = Prompt(folder, picture, system)
         self._before, self._after = (self._ids(self.prompt.encode(x)) for x in (before, after))
         self.system = self._ids(self.prompt.head)
-        self.stop = self.prompt.stop | _stops(self.model)
+        self.stop: frozenset[int] = self.prompt.stop | _stops(self.model)
         self.yes_no: tuple[Tensor, Tensor] | None = (
             torch.tensor(self.prompt.first_ids("yes", "Yes", " yes", " Yes")),
             torch.tensor(self.prompt.first_ids("no", "No", " no", " No")),
@@ -84,7 +84,7 @@ class HubVlm:
         self._merge = int(getattr(vision, "spatial_merge_size", 1))
         self._temporal = int(getattr(vision, "temporal_patch_size", 1))
         side = int(getattr(vision, "image_size", 0) or 0)
-        self.size = (side, side)
+        self.size: tuple[int, int] = (side, side)
         if kind.startswith("qwen"):
             cell = self._patch * self._merge
             # 4:3, as most cameras

@@ -319,8 +319,10 @@ class _Compiler(Faults):
         target = next((p for p, spec in wanted.items() if _fits(out.type, spec)), None)
         if target is None:
             takes = "; ".join(f"{p}: {'/'.join(t.__name__ for t in s.types)}" for p, s in wanted.items())
+            hints = "".join(f": {s.hint}" for s in wanted.values() if s.hint)
             self.fault(
-                where, f"{source}.{source_port} carries {out.type.__name__}, but {name!r} takes {takes}"
+                where,
+                f"{source}.{source_port} carries {out.type.__name__}, but {name!r} takes {takes}{hints}",
             )
             return []
         try:

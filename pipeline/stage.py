@@ -30,11 +30,15 @@ and tokens wait, state keeps the latest only."""
 
 @dataclass(frozen=True, slots=True)
 class In:
-    """An input port. `many` takes several edges; a port that is not `required` may stay unconnected."""
+    """An input port. `many` takes several edges; a port that is not `required` may stay unconnected.
+
+    hint: what to say to who connects something else, where the types' names say too little.
+    """
 
     type: type[Frame] | tuple[type[Frame], ...]
     required: bool = True
     many: bool = False
+    hint: str = ""
 
     @property
     def types(self) -> tuple[type[Frame], ...]:

@@ -7,7 +7,7 @@ An `importance` event, and an EventFrame of that name, hold
     ttl_ms      for how long it holds when nothing newer comes
     source      "attention" (a model's, onto the picture it answered from) or "reporter" (measured motion)
 
-ADR 0009.
+ADR 0012.
 """
 
 from __future__ import annotations

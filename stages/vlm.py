@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..models.event_log import EventLog
 from ..models.scene_reporter import Answer, SceneReporter
-from ..models.scene_words import ago, event_sentence
+from ..models.scene_words import ago, event_sentence, spell
 from ..models.sights import Sight
 from ..models.vlm_session import Memory
 from ..pipeline.clock import SECOND
@@ -35,7 +35,17 @@ from .vlm_scene import Measure, event_frame
 from .vlm_watch import Watch
 
 _IN_PLACE, _SOMEWHERE = 0.6, 0.3  # confidence that motion is what matters: no question was asked
-_MEASURED = ("when", "how_often", "still_for", "frozen_for", "watching", "timeline", "did_move", "size")
+_MEASURED = (
+    "when",
+    "how_often",
+    "still_for",
+    "frozen_for",
+    "watching",
+    "timeline",
+    "did_move",
+    "size",
+    "standing",
+)
 
 
 class MemoryOptions(BaseModel):
@@ -195,10 +205,9 @@ class VlmStream(Stage):
     async def _ask(self, frame: TokenFrame, out: Outputs) -> None:
         now = self.ctx.clock.now() if self.ctx.realtime else frame.pts
         answer = self._reporter.ask(frame.text, now)
-        if (self._watch is not None or self._remote is not None) and not self._measured(answer):
-            who = self._watch or self._remote
-            assert who is not None
-            text = await who.ask(frame, frame.text.strip(), out)
+        who = self._watch or self._remote
+        if who is not None and not self._measured(answer):
+            text = self._blind() or await who.ask(frame, frame.text.strip(), out)
             if text and not (answer.kind == "stop" and text.startswith("I was not")):
                 self._say(text, frame.pts, out)
                 return
@@ -209,10 +218,19 @@ class VlmStream(Stage):
         self._say(answer.text, frame.pts, out)
 
     def _measured(self, answer: Answer) -> bool:
-        """What the reporter answers although there is a model: what was logged, and a feed that shows nothing."""
-        if self._sight is None or self._sight.blind:
-            return True
-        return answer.known and answer.kind in (*_MEASURED, "standing")
+        """What the reporter answers although there is a model: what it logged."""
+        return answer.known and answer.kind in _MEASURED
+
+    def _blind(self) -> str:
+        """Why a model has nothing to look at; "" when it has."""
+        sight = self._sight
+        if sight is None:
+            return "I have not seen a picture yet."
+        if sight.frozen:
+            return f"I cannot know: the picture has not changed at all for {spell(sight.same_s)}. It may be frozen."
+        if sight.black or sight.white:
+            return f"I cannot know: I see only {'black' if sight.black else 'white'}."
+        return ""
 
     def _notes(self) -> str:
         """The last events, for a model that did not see them or no longer remembers."""

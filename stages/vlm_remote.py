@@ -12,7 +12,7 @@ import asyncio
 import base64
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import cv2
@@ -215,7 +215,7 @@ class Remote:
             )
             content.append({"type": "image_url", "image_url": {"url": image}})
         content.append({"type": "text", "text": f"{self._notes()}{text}"})
-        messages: list[dict[str, object]] = [*self._history.messages(self.options.system or _SYSTEM)]
+        messages: list[Mapping[str, object]] = [*self._history.messages(self.options.system or _SYSTEM)]
         messages.append({"role": "user", "content": content})
         return {"model": self.options.model, "messages": messages, "max_tokens": self.options.answer_tokens}
 

@@ -36,6 +36,11 @@ _HELP = (
 )
 
 
+_ONLY = (
+    "the toy knows only synthetic.world, and would invent shapes on a camera; for cameras there is vlm.stream"
+)
+
+
 class ToyMemory(BaseModel):
     """text: tokens of narrations that outlive the pictures, 0 for none. log: events that are looked up instead of
     remembered, 0 for none. blocks, recall, scorer: pictures that are fetched back, as in vlm.stream."""
@@ -65,7 +70,7 @@ class VlmToy(Stage):
     """Pictures of `synthetic.world` and questions in; answers, and what came and left as events, out."""
 
     ports = Ports(
-        {"video": In(WorldFrame), "ask": In(TokenFrame, required=False, many=True)},
+        {"video": In(WorldFrame, hint=_ONLY), "ask": In(TokenFrame, required=False, many=True)},
         {
             "answer": Out(TokenFrame, "token"),
             "event": Out(EventFrame, "token"),

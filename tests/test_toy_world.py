@@ -8,10 +8,11 @@ import torch
 from fakes import Collected, FakeContext
 from penstock.models.ring_kv import RingLayer
 from penstock.models.rolling_kv import Budget, RollingKv
+from penstock.models.toy_model import WINDOW, ToyModel
 from penstock.models.toy_questions import Moment, encode, moment, question
-from penstock.models.toy_stream import WINDOW, ToyStream
-from penstock.models.toy_vlm import TOKENS, ToyVlm
+from penstock.models.toy_vlm import ToyVlm
 from penstock.models.toy_world import COLOURS, DIRECTIONS, Happening, World
+from penstock.models.vlm_session import Memory, Runner, Take, VlmSession
 from penstock.pipeline.clock import SECOND
 from penstock.pipeline.virtual_loop import run_virtual
 from penstock.stages.world import SyntheticWorld, WorldFrame, WorldOptions
@@ -97,21 +98,24 @@ def test_the_decoder_says_the_same_in_one_pass_and_token_by_token_in_the_rolling
     assert torch.allclose(torch.cat(parts, 1), whole, atol=1e-4)
 
 
-def test_an_untrained_stream_is_bounded_and_takes_any_question() -> None:
+def test_an_untrained_stream_is_bounded() -> None:
     torch.manual_seed(0)
-    stream = ToyStream(ToyVlm().eval().requires_grad_(False), text=24, theta=1.0)
+    model = ToyModel(ToyVlm().eval().requires_grad_(False))
+    runner, session = Runner(model), VlmSession(model, Memory(120, 24, pictures=WINDOW))
     world = World(0)
     sizes: set[int] = set()
     for i in range(60):
-        stream.see(world.step().image, i, frame=i)
-        sizes.add(stream.cache.nbytes)
-        assert sum(s.kind == "frame" for s in stream.cache.window) <= WINDOW
-        assert stream.cache.window[0].tokens in (TOKENS + 1, 4)
-    assert len(sizes) <= 8, "the text tier fills, then nothing grows"
-    assert isinstance(stream.ask("what shape is red?").text, str)
-    assert stream.ask("what left last").source == "log"
-    with pytest.raises(ValueError, match="does not know"):
-        stream.ask("who are you")
+        take = Take(session, image=torch.from_numpy(world.step().image).permute(2, 0, 1), at=i)
+        (result,) = runner.forward([take])
+        assert runner.commit(take, result)
+        assert result.silence is not None
+        if i % 4 == 0:
+            words = Take(session, ids=torch.tensor(encode("red circle left")))
+            runner.commit(words, runner.forward([words])[0])
+        sizes.add(session.nbytes)
+        assert sum(s.kind == "frame" for s in session.cache.window) <= WINDOW
+        assert session.cache.visible <= 120
+    assert len(sizes) <= 10, "the text tier fills, then nothing grows"
 
 
 def test_the_source_sends_pictures_and_the_truth() -> None:
