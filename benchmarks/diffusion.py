@@ -1,7 +1,8 @@
 """Live video diffusion: speed, likeness to the teachers, flicker, and what batching and guidance cost.
 
-`make bench AREA=diffusion`; `ARGS="--device cuda"` adds true shapes with random weights on a GPU. Times are CPU seconds of
-one thread, so that other work on the machine counts less; ratios are measured in turns within one run.
+`make bench AREA=diffusion`; `ARGS="--device cuda"` adds true shapes with random weights on a GPU (`--device cuda --tiny`
+tries that block in small on the CPU), `ARGS=--chromium` the whole way through a browser. Times are CPU seconds of one thread,
+so that other work on the machine counts less; ratios are measured in turns within one run.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import cv2
 import numpy as np
 import torch
 from diffusion_batch import guidance_cost
+from diffusion_live import in_simulation, live, thousand
 from numpy.typing import NDArray
 from penstock.models.restyle_prompt import PHRASES
 from penstock.models.stream_model import Picture, Settings
-from penstock.models.stream_models import load
+from penstock.models.stream_models import How, load
 from penstock.models.tiny_restyle import WEIGHTS, TinyRestyle
 from penstock.models.training import scenes, teachers
 from report import line, note
@@ -76,7 +78,8 @@ def cpu_ms(work: Callable[[], object], rounds: int) -> float:
 
 def speed(engine: str, precision: str, side: int, steps: int, rounds: int) -> dict[str, Any]:
     """A steady stream: one picture in and one out a tick, conversions included."""
-    model = load("tiny-restyle", engine=engine, precision=precision, device="cpu")  # type: ignore[arg-type]
+    model = load("tiny-restyle", how=How(engine=engine, precision=precision, device="cpu"))  # type: ignore[arg-type]
+    assert isinstance(model, TinyRestyle)
     state = model.init_state((side, side), Settings("pencil sketch", steps=steps))
     frame = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
 
@@ -181,6 +184,42 @@ def stream_batch(model: TinyRestyle, steps: int, side: int, rounds: int) -> dict
     }
 
 
+def together_or_apart(model: TinyRestyle) -> dict[str, Any]:
+    """How far results differ that must not: Stream Batch against one picture after the other, strangers against alone."""
+    rng = np.random.default_rng(2)
+    frames = [rng.integers(0, 256, (64, 64, 3), np.uint8) for _ in range(8)]
+
+    def estimates(batched: bool) -> list[torch.Tensor]:
+        state = model.init_state((64, 64), Settings("oil painting", steps=2))
+        found: list[torch.Tensor] = []
+        for frame in [*frames, None, None]:
+            picture: Picture | None = frame
+            while picture is not None or state.flights:
+                rows = model.rows(state, picture)
+                results = model.forward(rows)
+                found += [d.estimate for r, d in zip(rows, results, strict=True) if r.last]
+                model.commit(state, rows, results)
+                picture = None
+                if batched and frame is not None:
+                    break
+        return found
+
+    sequence = max(float((a - b).abs().max()) for a, b in zip(estimates(True), estimates(False), strict=True))
+    states = [model.init_state((64, 64), Settings(PHRASES[s][0], steps=2)) for s in STYLES[:6]]
+    rows = [model.rows(s, f)[0] for s, f in zip(states, frames, strict=False)]
+    alone = [model.forward([row])[0].estimate for row in rows]
+    strangers = max(
+        float((a.estimate - b).abs().max()) for a, b in zip(model.forward(rows), alone, strict=True)
+    )
+    return {
+        "figure": "equality",
+        "stream_batch": sequence,
+        "goal": 5e-5,
+        "strangers": strangers,
+        "goal_strangers": 1e-5,
+    }
+
+
 def sheet(model: TinyRestyle, path: Path) -> None:
     """A picture of all styles, the teacher's above ours."""
     image = held_out("astronaut.png")
@@ -195,13 +234,20 @@ def main() -> None:
     """Print the lines."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--tiny", action="store_true", help="the GPU block in small, on any device")
+    parser.add_argument("--chromium", action="store_true", help="only the way through a real browser")
     parser.add_argument("--full", action="store_true", help="more rounds, flicker of every style")
     parser.add_argument("--sheet", type=Path, help="write a picture of all styles here")
     args = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     rounds = 30 if args.full else 8
-    model = load("tiny-restyle", device="cpu", engine="onnx", precision="fp32")
+    if args.chromium:
+        from diffusion_chromium import chromium_figure
+
+        line(area="diffusion", **chromium_figure(20.0 if args.full else 10.0))
+        return
+    model = load("tiny-restyle", how=How(device="cpu", engine="onnx", precision="fp32"))
     assert isinstance(model, TinyRestyle)
     if args.sheet:
         sheet(model, args.sheet)
@@ -245,10 +291,19 @@ def main() -> None:
     guidance = guidance_cost(rounds)
     for found in guidance:
         line(**found)
+    line(**together_or_apart(model))
+    line(**thousand(model))
+    for sessions in (1, 3, 5, 6):
+        line(**in_simulation(sessions, 60.0 if args.full else 20.0))
+    for sessions in (1, 3, 5, 6):
+        line(**live(sessions, 20.0 if args.full else 6.0))
     if args.device == "cuda":
         from diffusion_gpu import run
 
-        run(args.full)
+        run(args.full, args.tiny)
+    else:
+        line(figure="gpu", value=None, reason='needs a GPU: ARGS="--device cuda"')
+    line(figure="chromium", value=None, reason="a browser takes its time: ARGS=--chromium")
     mean = {k: round(float(np.mean(v)), 2) for k, v in ratios.items()}
     line(
         area="diffusion",

@@ -348,13 +348,20 @@ def diffusers_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return dict(convert_wan_transformer_to_diffusers(plain))
 
 
-def load_causal_wan(path: Path, config: Mapping[str, Any], window: Window | None = None) -> CausalWan:
-    """The model of a config with the weights of a safetensors file: every tensor there, none left over.
+def load_causal_wan(
+    files: Path | Sequence[Path], config: Mapping[str, Any], window: Window | None = None
+) -> CausalWan:
+    """The model of a config with the weights of safetensors files: every tensor there, none left over.
 
     Raises: ValueError for a file that is broken or holds another model.
     """
+    paths = [files] if isinstance(files, Path) else list(files)
+    read: dict[str, Tensor] = {}
+    path = paths[0]
     try:
-        state = diffusers_keys(load_file(path))
+        for path in paths:
+            read |= load_file(path)
+        state = diffusers_keys(read)
     except (OSError, SafetensorError) as e:
         raise ValueError(f"{path} is no readable safetensors file: {e}") from e
     with torch.device("meta"):

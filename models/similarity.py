@@ -22,9 +22,9 @@ MAX_SKIPS = 10  # in a row; then one is drawn, for slow drifts
 
 
 def thumbnail(picture: NDArray[np.uint8]) -> Thumbnail:
-    """(H, W, 3) RGB of any size → (48, 64) gray."""
+    """(H, W, 3) RGB, or a luma plane (H, W), of any size → (48, 64) gray."""
     small = cv2.resize(picture, (_WIDTH, _HEIGHT), interpolation=cv2.INTER_AREA)
-    return np.asarray(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), np.float32)
+    return np.asarray(small if small.ndim == 2 else cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), np.float32)
 
 
 def worst_change(a: Thumbnail, b: Thumbnail) -> float:

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from .static_rows import StaticRows
 from .stream_model import MAX_STEPS, Entry, Finished, Picture, Settings, Ticks, download, upload
 
 Guidance = Literal["self", "onetime", "full"]
@@ -96,11 +97,18 @@ class StreamBatch(Ticks[BatchState, Flight, LatentRow]):
         *,
         guidance: Guidance = "self",
         prediction: Literal["epsilon", "v_prediction"] = "epsilon",
+        compiled: bool = False,
     ) -> None:
-        """encode: prompt → (L, D). alphas: (1000,) cumulative products of the noise schedule."""
+        """encode: prompt → (L, D). alphas: (1000,) cumulative products of the noise schedule.
+
+        compiled: through torch.compile; CUDA graphs are used on a GPU in any case.
+        """
         self.name = name
         self._unet, self._vae, self._encode = unet, autoencoder, encode
         self._guidance, self._prediction = guidance, prediction
+        self._draw: Callable[..., Tensor] = self._predict
+        if compiled or unet.device.type == "cuda":
+            self._draw = StaticRows(self._predict, compiled=compiled)
         self._like = torch.empty(0, device=unet.device, dtype=unet.dtype)
         self._alphas = alphas.to(device=unet.device, dtype=torch.float32)
         self._levels: list[float] = alphas.tolist()  # read without waiting for the device
@@ -169,7 +177,7 @@ class StreamBatch(Ticks[BatchState, Flight, LatentRow]):
         extra = [i for i, f in enumerate(flights) if self._asks_negative(f)]
         prompts = [f.voice.prompt for f in flights] + [flights[i].voice.negative for i in extra]
         index = torch.tensor([*range(len(rows)), *extra], device=self._like.device)
-        out = self._unet(x[index], time[index], torch.stack(prompts), return_dict=False)[0]
+        out = self._draw(x[index], time[index], torch.stack(prompts))
         epsilon = self._epsilon(out, x[index], alpha[index], beta[index])
         negatives = {i: epsilon[len(rows) + n] for n, i in enumerate(extra)}
         chosen: list[Tensor] = []
@@ -194,6 +202,10 @@ class StreamBatch(Ticks[BatchState, Flight, LatentRow]):
         x0 = (keep * x0 + skip * x).to(self._like.dtype)
         pictures = self._pictures(rows, x0)
         return [Denoised(residual_of[i].clone(), x0[i].clone(), pictures.get(i)) for i in range(len(rows))]
+
+    def _predict(self, x: Tensor, time: Tensor, prompts: Tensor) -> Tensor:
+        """The UNet's output for rows (B, C, h, w), (B,), (B, L, D)."""
+        return self._unet(x, time, prompts, return_dict=False)[0]
 
     def _asks_negative(self, flight: Flight) -> bool:
         if flight.voice.settings.guidance == 1 or self._guidance == "self":
@@ -235,15 +247,17 @@ def timesteps(strength: float, steps: int) -> tuple[int, ...]:
 
 def load_stream_batch(
     folder: Path,
-    autoencoder: Path,
+    autoencoder: Path | None = None,
     *,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     guidance: Guidance = "self",
+    compiled: bool = False,
 ) -> StreamBatch:
-    """A model in diffusers' folder layout (unet, text_encoder, tokenizer, scheduler) with a TAESD beside it.
+    """A model in diffusers' folder layout (unet, text_encoder, tokenizer, scheduler) with a TAESD in `taesd/`.
 
-    Safetensors only. Raises: ValueError for a folder that holds something else; ModuleNotFoundError without `hub`.
+    autoencoder: where the TAESD is instead. On a GPU the UNet runs in CUDA graphs. Safetensors only.
+    Raises: ValueError for a folder that holds something else; ModuleNotFoundError without `hub`.
     """
     from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -251,6 +265,7 @@ def load_stream_batch(
     from safetensors import SafetensorError
     from transformers import CLIPTextModel, CLIPTokenizer
 
+    autoencoder = autoencoder or folder / "taesd"
     try:
         unet: Any = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", use_safetensors=True)
         text: Any = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", use_safetensors=True)
@@ -279,5 +294,12 @@ def load_stream_batch(
     if prediction not in ("epsilon", "v_prediction"):
         raise ValueError(f"{folder} predicts {prediction!r}; epsilon and v_prediction are taken")
     return StreamBatch(
-        folder.name, unet, vae, encode, schedule.alphas_cumprod, guidance=guidance, prediction=prediction
+        folder.name,
+        unet,
+        vae,
+        encode,
+        schedule.alphas_cumprod,
+        guidance=guidance,
+        prediction=prediction,
+        compiled=compiled,
     )

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import cv2
 import numpy as np
@@ -23,7 +23,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-Picture = NDArray[np.uint8]  # (H, W, 3) RGB
+Picture = NDArray[np.uint8]  # (H, W, 3) RGB; going in also (H·3/2, W) I420, BT.601 limited range
+Switch = Literal["keep", "recache", "reset"]
 
 MAX_STEPS = 4
 
@@ -40,6 +41,7 @@ class Settings:
     steps: int = 2
     guidance: float = 1.0  # 1 takes the prompt as it is; more goes further away from the negative
     seed: int = 0
+    switch: Switch = "keep"  # what a new prompt does to what models with a memory remember
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,26 +146,51 @@ def fitted(height: int, width: int, side: int, multiple: int) -> tuple[int, int]
     return near(height), near(width)
 
 
+def shape_of(picture: Picture) -> tuple[int, int]:
+    """(height, width) of a picture, RGB or I420."""
+    return (picture.shape[0] * 2 // 3, picture.shape[1]) if picture.ndim == 2 else picture.shape[:2]
+
+
+def rgb_of(picture: Picture) -> Picture:
+    """The picture as RGB: itself, or converted."""
+    if picture.ndim == 3:
+        return picture
+    return np.asarray(cv2.cvtColor(picture, cv2.COLOR_YUV2RGB_I420), np.uint8)
+
+
 def upload(picture: Picture, size: tuple[int, int], like: Tensor) -> Tensor:
-    """uint8 (h, w, 3) → (3, H, W) in [-1, 1] with dtype and device of `like`; bytes travel, the device scales."""
+    """uint8 picture → (3, H, W) in [-1, 1] with dtype and device of `like`.
+
+    To a GPU the bytes travel as they are, 1.5 a pixel in I420; colour, size and range are its work.
+    """
     height, width = size
     if like.device.type == "cpu":
+        picture = rgb_of(picture)
         if picture.shape[:2] != size:
             picture = np.asarray(cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
         planes = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)
         return planes.to(like.dtype).div_(127.5).sub_(1)
-    planes = (
-        torch.from_numpy(np.ascontiguousarray(picture)).to(like.device, non_blocking=True).permute(2, 0, 1)
-    )
-    scaled = planes[None].float()
-    if picture.shape[:2] != size:
-        scaled = F.interpolate(scaled, size, mode="bilinear", antialias=True, align_corners=False)
-    return scaled[0].div_(127.5).sub_(1).to(like.dtype)
+    sent = torch.from_numpy(np.ascontiguousarray(picture)).to(like.device, non_blocking=True)
+    levels = sent.permute(2, 0, 1).float() if picture.ndim == 3 else rgb_levels(sent)
+    if levels.shape[1:] != size:
+        levels = F.interpolate(levels[None], size, mode="bilinear", antialias=True, align_corners=False)[0]
+    return levels.div(127.5).sub_(1).to(like.dtype)
+
+
+def rgb_levels(i420: Tensor) -> Tensor:
+    """uint8 I420 (H·3/2, W) → RGB levels 0..255, float (3, H, W). Source: ITU-R BT.601-7, limited range."""
+    height, width = i420.shape[0] * 2 // 3, i420.shape[1]
+    flat = i420.reshape(-1).float()
+    y = (flat[: height * width].view(height, width) - 16) * (255 / 219)
+    chroma = flat[height * width :].view(2, 1, height // 2, width // 2) - 128
+    u, v = F.interpolate(chroma, scale_factor=2.0, mode="nearest")[:, 0]
+    rgb = torch.stack([y + 1.596 * v, y - 0.392 * u - 0.813 * v, y + 2.017 * u])
+    return rgb.clamp_(0, 255)
 
 
 def download(image: Tensor, original: Picture, strength: float) -> Picture:
-    """(3, H, W) in [-1, 1] → uint8 of the original's size, mixed with the original by 1 - `strength`."""
-    height, width = original.shape[:2]
+    """(3, H, W) in [-1, 1] → uint8 RGB of the original's size, mixed with the original by 1 - `strength`."""
+    height, width = shape_of(original)
     levels = image.float().mul(127.5).add_(127.5).round_().clamp_(0, 255)
     if image.device.type != "cpu" and image.shape[1:] != (height, width):
         scaled = F.interpolate(levels[None], (height, width), mode="bilinear", align_corners=False)[0]
@@ -172,5 +199,6 @@ def download(image: Tensor, original: Picture, strength: float) -> Picture:
     if picture.shape[:2] != (height, width):
         picture = np.asarray(cv2.resize(picture, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
     if strength < 1:
-        picture = np.asarray(cv2.addWeighted(picture, strength, original, 1 - strength, 0), np.uint8)
+        mixed = cv2.addWeighted(picture, strength, rgb_of(original), 1 - strength, 0)
+        picture = np.asarray(mixed, np.uint8)
     return picture

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .restyle_net import MULTIPLE, RestyleNet
 from .restyle_prompt import SIZE, padded, read
+from .static_rows import StaticRows
 from .stream_model import MAX_STEPS, Entry, Finished, Picture, Settings, Ticks, download, upload
 
 WEIGHTS = Path(__file__).parent / "data" / "tiny-restyle.safetensors"
@@ -123,7 +124,9 @@ class TinyRestyle(Ticks[RestyleState, Flight, StepRow]):
         forward: Forward | None = None,
     ) -> None:
         self._net = net.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue, reportUnknownMemberType]
-        self._forward = forward or self._net
+        self._forward = forward or (
+            self._net if torch.device(device).type == "cpu" else StaticRows(self._net)
+        )
         self._like = torch.empty(0, device=device, dtype=dtype)
 
     def init_state(self, size: tuple[int, int], settings: Settings) -> RestyleState:

@@ -20,6 +20,7 @@ from . import (
     inspect_commands,
     library,
     logs,
+    model_commands,
     notify,
     service_commands,
     token_commands,
@@ -42,6 +43,7 @@ inspect_commands.register(app)
 app.add_typer(token_commands.app, name="token")
 app.command()(broker_command.broker)
 app.command()(edge_command.edge)
+app.add_typer(model_commands.app, name="models")
 out = Console()
 err = Console(stderr=True)
 

@@ -21,7 +21,7 @@ from ..models.similarity import SimilarityFilter, Thumbnail, thumbnail
 from ..models.stream_model import MAX_STEPS, Entry, Finished, fitted
 from ..pipeline.clock import NEVER, SECOND
 from ..pipeline.frame import Frame, Gap, VideoFrame
-from ..pipeline.pixels import to_rgb, with_rgb
+from ..pipeline.pixels import with_rgb
 from ..pipeline.rows import Demand, Row
 from ..pipeline.stage import (
     Control,
@@ -57,9 +57,8 @@ class Work:
     deadline: int
 
 
-def _look(frame: VideoFrame) -> tuple[Image, Thumbnail]:
-    rgb = to_rgb(frame)
-    return rgb, thumbnail(rgb)
+def _look(frame: VideoFrame) -> Thumbnail:
+    return thumbnail(frame.image[: frame.height] if frame.format == "i420" else frame.image)
 
 
 class DiffusionStream(Stage):
@@ -103,6 +102,10 @@ class DiffusionStream(Stage):
             "engine": o.engine,
             "device": pool.device if o.device == "auto" else o.device,
             "precision": o.precision,
+            "guidance": o.rcfg,
+            "window": o.window,
+            "sink": o.sink,
+            "compiled": o.compile,
         }
         self._name = "diffusion " + ",".join(str(v) for v in args.values() if v is not None)
         try:
@@ -287,8 +290,7 @@ class DiffusionStream(Stage):
         deadline = min(f.deadline for f in frames) if self.ctx.realtime else NEVER
         if deadline == NEVER and self.ctx.realtime:
             deadline = last.pts + LATE
-        looks = [await pool.call(_look, frame, deadline=deadline) for frame in frames]
-        thumb = looks[-1][1]
+        thumb = await pool.call(_look, last, deadline=deadline)
         if self._seen != NEVER and last.pts - self._seen > CUT:
             self._forget = True
         self._seen = last.pts
@@ -304,7 +306,7 @@ class DiffusionStream(Stage):
                 return None
         self._entered += 1
         wanted = self._rows.model.chunk(self._entered - 1)
-        images = [rgb for rgb, _ in looks]
+        images = [frame.image for frame in frames]
         if any(image.shape != images[-1].shape for image in images):
             images = [images[-1]] * len(images)  # a camera that changes its size within a chunk
         images += [images[-1]] * (wanted - len(images))

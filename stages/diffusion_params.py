@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ..models import stream_models
-from ..models.stream_model import MAX_STEPS, Settings
+from ..models.stream_model import MAX_STEPS, Settings, Switch
 from ..pipeline.stage import NoFields
 
 
@@ -23,6 +23,18 @@ class DiffusionOptions(NoFields):
     engine: stream_models.Engine = "auto"
     device: str = "auto"
     precision: stream_models.Precision = "auto"
+    rcfg: Annotated[
+        stream_models.Guidance,
+        Field(description="Where guidance takes its negative from, in models that have it: the cost rises"),
+    ] = "self"
+    window: Annotated[
+        int,
+        Field(ge=2, le=64, description="Latent frames that a video model looks back on, the sink included"),
+    ] = 6
+    sink: Annotated[int, Field(ge=0, le=8, description="Of them the first of the stream, kept for good")] = 1
+    compile: Annotated[
+        bool, Field(description="On a GPU: compile for speed, at the price of minutes at the first start")
+    ] = False
 
     @field_validator("model")
     @classmethod
@@ -46,6 +58,9 @@ class DiffusionParams(BaseModel):
     steps: Annotated[int, Field(title="Steps", ge=1, le=MAX_STEPS)] = 1
     guidance: Annotated[float, Field(title="Guidance", ge=0, le=4)] = 1.0
     seed: Annotated[int, Field(title="Seed", ge=0, le=2**31 - 1)] = 0
+    switch: Annotated[
+        Switch, Field(title="On a new prompt", description="What video models do with what they remember")
+    ] = "keep"
     skip_still: Annotated[bool, Field(title="Rest when nothing moves")] = True
     follow_motion: Annotated[bool, Field(title="Less noise while things move")] = True
     paused: Annotated[bool, Field(title="Pause")] = False
@@ -61,4 +76,5 @@ class DiffusionParams(BaseModel):
             min(self.steps, at_most),
             self.guidance,
             self.seed,
+            self.switch,
         )

@@ -32,10 +32,9 @@ class Stream:
             model.reset(self.state)
 
     def adjust(self, model: AnyModel, settings: Settings) -> None:
-        """Other settings, from the next picture on."""
-        with self.lock:
-            model.adjust(self.state, settings)
-            self.settings = settings
+        """Other settings, from the next picture on. Blocks, but no commit meanwhile: a prompt takes its time."""
+        model.adjust(self.state, settings)
+        self.settings = settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +78,7 @@ class DiffusionRows:
         return after if isinstance(after, list) else Again(Step(after, row.payload.scene))
 
 
-def make(
-    model: str,
-    weights: str | None,
-    engine: stream_models.Engine,
-    device: str,
-    precision: stream_models.Precision,
-) -> DiffusionRows:
-    """A pool's factory. Raises: ValueError in words, ModuleNotFoundError without the extra `hub`."""
+def make(model: str, weights: str | None, **how: Any) -> DiffusionRows:
+    """A pool's factory; `how` as in `stream_models.How`. Raises: ValueError in words."""
     path = None if weights is None else Path(weights)
-    return DiffusionRows(stream_models.load(model, path, engine=engine, device=device, precision=precision))
+    return DiffusionRows(stream_models.load(model, path, stream_models.How(**how)))

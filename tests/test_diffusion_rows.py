@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusion_sessions import Session
+from diffusion_sessions import Session, simulated
 from numpy.typing import NDArray
-from penstock.models import stream_models
 from penstock.models.restyle_net import RestyleNet
 from penstock.models.restyle_prompt import SIZE
-from penstock.models.stream_model import Entry, Finished, Settings
-from penstock.pipeline.clock import MS, SECOND, LoopClock, MonotonicClock
+from penstock.models.stream_model import Entry, Settings
+from penstock.pipeline.clock import MonotonicClock
 from penstock.pipeline.pool_plan import BatchPlan, PoolPlan
-from penstock.pipeline.pool_threads import SimulatedDriver
 from penstock.pipeline.pools import DevicePool
 from penstock.pipeline.rows import Again, Row
-from penstock.pipeline.virtual_loop import run_virtual
 from penstock.stages.diffusion_params import DiffusionOptions, DiffusionParams
 from penstock.stages.diffusion_rows import DiffusionRows, Step, Stream, make
 from safetensors.torch import save_file
@@ -85,82 +81,8 @@ def test_each_session_gets_its_own_pictures_back_whoever_shares_the_forward() ->
             assert np.abs(whose - marked(i, 0)[0, 0]).max() < 15, (i, whose)
 
 
-class Fixed:
-    """Draws a picture's mean colour; every step counts. As cheap as a model can be."""
-
-    name, multiple = "fixed", 16
-
-    def init_state(self, size: tuple[int, int], settings: Settings) -> dict[str, Any]:
-        return {"steps": settings.steps, "drawn": 0}
-
-    def adjust(self, state: dict[str, Any], settings: Settings) -> None:
-        state["steps"] = settings.steps
-
-    def reset(self, state: dict[str, Any]) -> None:
-        state["drawn"] = 0
-
-    def chunk(self, entered: int) -> int:
-        return 1
-
-    def enter(self, state: dict[str, Any], entry: Entry) -> tuple[Entry, int]:
-        return entry, state["steps"]
-
-    def row(self, state: dict[str, Any], flight: tuple[Entry, int]) -> tuple[Entry, int]:
-        return flight
-
-    def forward(self, rows: Sequence[tuple[Entry, int]]) -> list[int]:
-        return [left - 1 for _, left in rows]
-
-    def advance(self, state: dict[str, Any], row: tuple[Entry, int], result: int) -> Any:
-        if result:
-            return row[0], result
-        state["drawn"] += 1
-        return [Finished(row[0].tags[0], row[0].pictures[0])]
-
-
-def simulated(
-    monkeypatch: pytest.MonkeyPatch, sessions: int, *, steps: int = 2, fps: float = 15, seconds: float = 12
-) -> tuple[list[Session], DevicePool, list[int]]:
-    """Sessions of `Fixed` on the virtual clock, L(rows) = 5 + 5.65·rows ms, 100 ms from capture."""
-    monkeypatch.setattr(stream_models, "load", lambda *a, **k: Fixed())
-
-    async def main() -> tuple[list[Session], DevicePool, list[int]]:
-        clock = LoopClock(asyncio.get_running_loop())
-        device = DevicePool(
-            "gpu",
-            PoolPlan(device="cuda", batch=BatchPlan(max=10)),
-            clock,
-            lambda _threads, n: SimulatedDriver(clock, lambda _model, rows: round((5 + 5.65 * rows) * MS), n),
-        )
-        all_of = [Session(device, clock, f"s{i}", simulated=True) for i in range(sessions)]
-        rng = np.random.default_rng(0)
-        params = DiffusionParams(steps=steps, skip_still=False, follow_motion=False)
-        image = np.zeros((64, 64, 3), np.uint8)
-        late: list[int] = []
-
-        async def one(session: Session, phase: int) -> None:
-            stage = await session.run(
-                options(None),
-                params,
-                lambda _: image,
-                frames=int(seconds * fps),
-                fps=fps,
-                delay=lambda: round(abs(rng.normal(0, 6.0)) * MS),
-                budget=100 * MS,
-                phase=phase,
-            )
-            late.append(stage.late)
-
-        async with asyncio.TaskGroup() as group:
-            for session in all_of:
-                group.create_task(one(session, round(rng.uniform(0, SECOND / fps))))
-        return all_of, device, late
-
-    return run_virtual(main())
-
-
-def test_five_sessions_fit_where_rows_are_scheduled(monkeypatch: pytest.MonkeyPatch) -> None:
-    sessions, device, late = simulated(monkeypatch, 5)
+def test_five_sessions_fit_where_rows_are_scheduled() -> None:
+    sessions, device, late = simulated(5)
     ages = np.array([age for s in sessions for age in s.ages_ms[20:]])
     assert sum(late) < 0.01 * sum(s.sent for s in sessions)
     assert float(np.percentile(ages, 99)) < 100
@@ -168,8 +90,8 @@ def test_five_sessions_fit_where_rows_are_scheduled(monkeypatch: pytest.MonkeyPa
     assert device.stats()["rows_per_forward"] > 1.5
 
 
-def test_the_sixth_session_is_met_by_doing_less_not_by_lateness(monkeypatch: pytest.MonkeyPatch) -> None:
-    sessions, _, late = simulated(monkeypatch, 9)
+def test_the_sixth_session_is_met_by_doing_less_not_by_lateness() -> None:
+    sessions, _, late = simulated(9)
     sent, shown = sum(s.sent for s in sessions), sum(len(s.shown) for s in sessions)
     assert any(event == "degraded" for s in sessions for event, _ in s.events) or shown < sent
     assert sum(late) < 0.05 * sent
@@ -187,7 +109,7 @@ def through(rows: DiffusionRows, row: Row) -> list[Any]:
 
 
 def test_strangers_in_one_forward_equal_rows_alone(weights: Path) -> None:
-    rows = make("tiny-restyle", str(weights), "torch", "cpu", "fp32")
+    rows = make("tiny-restyle", str(weights), engine="torch", device="cpu", precision="fp32")
     wishes = [Settings("neon cyan", steps=2), Settings("oil", steps=2, seed=4), Settings("pencil", steps=2)]
     together, alone = ([rows.stream((64, 64), w) for w in wishes] for _ in range(2))
     worst = 0.0
@@ -209,7 +131,7 @@ def test_strangers_in_one_forward_equal_rows_alone(weights: Path) -> None:
 
 
 def test_a_scene_that_is_over_changes_nothing_any_more(weights: Path) -> None:
-    rows = make("tiny-restyle", str(weights), "torch", "cpu", "fp32")
+    rows = make("tiny-restyle", str(weights), engine="torch", device="cpu", precision="fp32")
     stream: Stream = rows.stream((64, 64), Settings("oil", steps=2))
     row = Row(Step(Entry((picture(1),), ("old",)), stream.scene), state=stream)
     result = rows.forward([row])[0]

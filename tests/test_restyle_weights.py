@@ -11,11 +11,12 @@ import torch
 from fakes import Collected, FakeContext, feed
 from penstock.models.restyle_prompt import PHRASES
 from penstock.models.stream_model import Picture, Settings
-from penstock.models.stream_models import load
+from penstock.models.stream_models import How, load
 from penstock.models.tiny_restyle import WEIGHTS
 from penstock.models.training import teachers
 from penstock.pipeline.frame import VideoFrame
-from penstock.stages.diffusion import DiffusionOptions, DiffusionParams, DiffusionStream
+from penstock.stages.diffusion import DiffusionStream
+from penstock.stages.diffusion_params import DiffusionOptions, DiffusionParams
 
 pytest.importorskip("skimage", reason="needs scikit-image, of the extra: test")
 from penstock.models.training import scenes
@@ -38,7 +39,7 @@ def portrait() -> Picture:
 
 
 def draw(picture: Picture, prompt: str, steps: int = 1) -> Picture:
-    model = load("tiny-restyle", device="cpu", engine="torch", precision="fp32")
+    model = load("tiny-restyle", how=How(device="cpu", engine="torch", precision="fp32"))
     state = model.init_state((SIDE, SIDE), Settings(prompt, steps=steps))
     done = []
     for _ in range(2 * steps):
