@@ -16,6 +16,7 @@ from penstock.pipeline.stage import In, Outputs, Ports, Stage, StageError
 from penstock.pipeline.units import VideoFormat
 from penstock.transport.edge import Edge, EdgeEvents, EdgeOptions
 from penstock.transport.importance import GRID_W
+from test_peer import go_silent
 
 pytestmark = pytest.mark.net
 
@@ -115,6 +116,31 @@ def test_it_comes_back_when_the_server_ends_the_session(gaze: dict[str, Any]) ->
                 running.cancel()
                 await asyncio.gather(running, return_exceptions=True)
             await until(lambda: not server.sessions.live)  # it also says goodbye
+
+    asyncio.run(main())
+
+
+def test_it_comes_back_to_its_session_when_its_packets_are_lost(gaze: dict[str, Any]) -> None:
+    async def main() -> None:
+        async with serving(gaze) as server:
+            edge = Edge(options(server.url), MonotonicClock(), EdgeEvents())
+            running = asyncio.create_task(edge.run())
+            try:
+                await until(lambda: edge.connections == 1 and bool(server.sessions.live), 20)
+                (live,) = server.sessions.live.values()
+                assert edge.session is not None
+                go_silent(edge.session)
+                await until(lambda: live.state == "parked", 20)
+                await until(lambda: edge.connections == 2, 30)
+                assert list(server.sessions.live.values()) == [live]
+                assert live.stats()["transport"]["resumes"] == 1
+                await until(
+                    lambda: live.peer is not None and live.peer.tracks["video"].counts["delivered"] > 3, 20
+                )
+            finally:
+                running.cancel()
+                await asyncio.gather(running, return_exceptions=True)
+            await until(lambda: not server.sessions.live)  # stopped, it says goodbye
 
     asyncio.run(main())
 

@@ -25,6 +25,7 @@ from ..pipeline.units import VideoFormat
 from . import _compat
 from .edge_camera import Camera
 from .edge_sender import EdgeSender, fetch_of
+from .liveness import Liveness
 
 log = logging.getLogger(__name__)
 
@@ -67,10 +68,19 @@ class EdgeEvents:
     message: Callable[[Mapping[str, Any]], None] = lambda message: None
 
 
+@dataclass(slots=True)
+class WayBack:
+    """To the session on the server when its connection was lost (docs/protocol.md): the token, the last words seen."""
+
+    token: str = ""
+    after: int = 0
+
+
 class EdgeSession:
     """One connection. Life: `open` → `run` until it is lost → `close`."""
 
-    def __init__(self, options: EdgeOptions, clock: Clock, events: EdgeEvents) -> None:
+    def __init__(self, options: EdgeOptions, clock: Clock, events: EdgeEvents, back: WayBack) -> None:
+        self.back = back
         self.options = options
         self.clock = clock
         self.events = events
@@ -100,15 +110,20 @@ class EdgeSession:
         """Raises: Refused; StageError and TimeoutError where trying again may help."""
         async with asyncio.timeout(CONNECT / SECOND):
             await self.pc.setLocalDescription(await self.pc.createOffer())
-            body = {"sdp": self.pc.localDescription.sdp, "type": "offer"}
+            body: dict[str, Any] = {"sdp": self.pc.localDescription.sdp, "type": "offer"}
+            if self.back.token:
+                body |= {"resume": self.back.token, "after": self.back.after}
             if self.options.graph:
                 body["graph"] = self.options.graph
             answer = await self._signal(http, body)
             self.session = str(answer.get("session", ""))
+            token = str(answer.get("resume", ""))
+            if token != self.back.token:
+                self.back.token, self.back.after = token, 0
             await self.pc.setRemoteDescription(RTCSessionDescription(str(answer.get("sdp", "")), "answer"))
             await self._opened.wait()
 
-    async def _signal(self, http: aiohttp.ClientSession, body: Mapping[str, str]) -> dict[str, Any]:
+    async def _signal(self, http: aiohttp.ClientSession, body: Mapping[str, Any]) -> dict[str, Any]:
         url = f"{self.options.url.rstrip('/')}/session"
         try:
             async with http.post(url, json=body, headers=self._headers()) as response:
@@ -116,6 +131,8 @@ class EdgeSession:
                 if response.status == 200 and isinstance(answer, dict):
                     return answer
                 words = answer.get("error") if isinstance(answer, dict) else None
+                if response.status == 410:  # it has ended meanwhile: a new one next time
+                    self.back.token = ""
                 told = str(words or f"{response.status} {response.reason}")
                 if response.status in (400, 401, 403, 404, 413, 415):
                     raise Refused(f"{self.options.url} refused: {told}")
@@ -130,7 +147,15 @@ class EdgeSession:
 
     async def run(self) -> str:
         """Until the connection is lost. Returns why."""
+        liveness = Liveness(self.clock.now())
         while not self.lost.is_set():
+            if liveness.count(_compat.packets_received(self.pc), self.clock.now()):
+                if await _compat.consents(self.pc):
+                    liveness.answered(self.clock.now())
+                elif liveness.is_gone(self.clock.now()):  # ICE itself takes half a minute to see it
+                    self.why = "the server went silent"
+                    self.lost.set()
+                    break
             if self.rt.readyState == "open":
                 self.rt.send(self.sender.caps(self._path_kbps()).pack())
             try:
@@ -141,12 +166,13 @@ class EdgeSession:
         return self.why
 
     async def close(self, http: aiohttp.ClientSession | None = None) -> None:
-        """Bounded; also tells the server."""
+        """Bounded; also tells the server, but when the connection was lost: the session may go on."""
         self.sender.close()
+        lost = self.lost.is_set()
         try:
             async with asyncio.timeout(CLOSE):
                 await self.pc.close()
-                if http is not None and self.session:
+                if http is not None and self.session and not lost:
                     url = f"{self.options.url.rstrip('/')}/session/{self.session}"
                     async with http.delete(url, headers=self._headers()):
                         pass
@@ -187,8 +213,11 @@ class EdgeSession:
         except (ValueError, RecursionError):
             return
         if isinstance(message, dict):
+            if isinstance(number := message.get("n"), int):
+                self.back.after = max(self.back.after, number)
             if message.get("type") == "error" and message.get("about") == "session":
                 self.why = f"the server ended the session: {message.get('message')}"
+                self.back.token = ""
             if (
                 message.get("type") == "text"
                 and message.get("kind") != "partial"
@@ -248,10 +277,11 @@ class Edge:
     async def _connections(self) -> None:
         pause = FIRST_PAUSE
         questions = list(self.options.ask)
+        back = WayBack()
         async with aiohttp.ClientSession() as http:
             while True:
                 began = self.clock.now()
-                session = EdgeSession(self.options, self.clock, self.events)
+                session = EdgeSession(self.options, self.clock, self.events, back)
                 try:
                     self.session = session
                     await session.open(http)
