@@ -17,7 +17,7 @@ from .caller import SCOPES, Caller
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-MAIN = "main"  # the name of the one token that PENSTOCK_TOKEN gives
+MAIN = "MAIN"  # the name of the one token that PENSTOCK_TOKEN gives; names in a file are lower case
 REMEMBERED = 4096  # who asks; the one longest silent is forgotten
 RATE = 100.0  # requests a second of one address, or token
 BURST_S = 4.0  # of them may come at once
