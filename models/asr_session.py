@@ -9,16 +9,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .log_mel import HOP, RATE_HZ, LogMel, LogMelState
+from .log_mel import HOP, RATE_HZ
 from .speech_gate import SpeechGate
-from .whisper_stream import Heard, StreamWord, WhisperStream, WhisperStreamer
 
 SECOND = 1_000_000_000
 _FRAME_NS = SECOND // 50
@@ -41,22 +40,88 @@ class AsrEvent:
     heard: int  # ns, capture time of the last sample that led to this: `heard - end` is the words' latency
 
 
+class Front(Protocol):
+    """Samples at 16 kHz → frames of 10 ms, with a state that is an argument."""
+
+    n_mels: int
+
+    def init_state(self, before: Any = None) -> Any: ...
+
+    def step(self, pcm: Tensor, state: Any) -> Tensor:
+        """(S,) → (n_mels, T)."""
+        ...
+
+    def level(self, mel: Tensor) -> Tensor:
+        """(n_mels, T) → mean log10 power of each frame."""
+        ...
+
+
+class Word(Protocol):
+    """A final word; frames of 20 ms since the stream began."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def begin(self) -> int: ...
+    @property
+    def end(self) -> int: ...
+
+
+class Streamer(Protocol):
+    """A streaming recogniser; all that a stream is, is in the object that `start` gives."""
+
+    front: Any  # a Front
+
+    @property
+    def chunk_ms(self) -> int: ...
+
+    def start(self) -> Any: ...
+
+    def push(self, stream: Any, mel: Tensor) -> None: ...
+
+    def ready(self, stream: Any) -> bool:
+        """Whether a whole block waits."""
+        ...
+
+    def fill(self, stream: Any) -> bool:
+        """Fill what waits up to a block with silence. False when nothing waits."""
+        ...
+
+    def batch_key(self, stream: Any) -> Hashable: ...
+
+    def forward(self, streams: Sequence[Any]) -> Sequence[Any]:
+        """The next block of each. Changes no stream."""
+        ...
+
+    def commit(self, stream: Any, heard: Any, *, everything: bool = False) -> Sequence[Word]:
+        """Take a result over; the words that are now final (with `everything`: all there are)."""
+        ...
+
+    def finish(self, stream: Any) -> Sequence[Word]:
+        """The turn is over: what is there is final."""
+        ...
+
+    def pending(self, stream: Any) -> str:
+        """The words that may still change."""
+        ...
+
+
 class AsrRows:
     """The recogniser as pools see it; shared by all sessions."""
 
-    def __init__(self, streamer: WhisperStreamer) -> None:
+    def __init__(self, streamer: Streamer) -> None:
         self.streamer = streamer
-        self.mel = LogMel(streamer.model.dims.n_mels)
+        self.front: Front = streamer.front
 
     def batch_key(self, session: AsrSession) -> Hashable:
         assert session.stream is not None
         return self.streamer.batch_key(session.stream)
 
-    def forward(self, sessions: Sequence[AsrSession]) -> list[Heard]:
+    def forward(self, sessions: Sequence[AsrSession]) -> Sequence[Any]:
         """The next block of each; equal keys only. Changes no session."""
         return self.streamer.forward([s.stream for s in sessions if s.stream is not None])
 
-    def commit(self, session: AsrSession, heard: Heard) -> list[AsrEvent]:
+    def commit(self, session: AsrSession, heard: Any) -> list[AsrEvent]:
         """Take a result over."""
         return session.take(heard)
 
@@ -70,10 +135,10 @@ class AsrSession:
             raise ValueError(f"endpoint of {endpoint_ms} ms is not possible; it has 100 to 10000 ms")
         self.rows = rows
         self.gate = SpeechGate(endpoint_ms // 10) if gated else None
-        self.stream: WhisperStream | None = None  # only while somebody speaks
+        self.stream: Any = None  # only while somebody speaks
         self.turn = 0
-        self._mel = LogMelState()
-        self._roll = torch.zeros(rows.mel.n_mels, 0)  # mel before speech
+        self._mel: Any = rows.front.init_state()
+        self._roll = torch.zeros(rows.front.n_mels, 0)  # mel before speech
         self._anchor: int | None = None  # pts of sample 0
         self._rest = np.zeros(0, np.float32)  # samples not yet used
         self._samples = 0  # used so far
@@ -132,7 +197,7 @@ class AsrSession:
                 break
             step, self._rest = self._rest[:_STEP], self._rest[_STEP:]
             self._samples += _STEP
-            self._hear(self.rows.mel.step(torch.from_numpy(step), self._mel))
+            self._hear(self.rows.front.step(torch.from_numpy(step), self._mel))
         return events
 
     def voice(self, speaking: bool) -> list[AsrEvent]:
@@ -163,7 +228,7 @@ class AsrSession:
             events.extend(self.pump())
         return events
 
-    def take(self, heard: Heard) -> list[AsrEvent]:
+    def take(self, heard: Any) -> list[AsrEvent]:
         """A block's result → events."""
         assert self.stream is not None
         words = self.rows.streamer.commit(self.stream, heard, everything=self._last)
@@ -180,13 +245,9 @@ class AsrSession:
     def _close(self) -> list[AsrEvent]:
         """Nothing whole waits and the turn is to end: fill the last block up, or end it where nothing is left."""
         assert self.stream is not None
-        streamer, stream, queue = self.rows.streamer, self.stream, self.stream.encoder.queue
         self._ending = False
-        if queue.frames.shape[1] <= 2:
-            return [*self._events(streamer.finish(stream), ""), *self._over()]
-        needed = 2 + 2 * streamer.plan.block(stream.encoder.at) + streamer.plan.lookahead
-        quiet = float(queue.frames[:, 2:].min())
-        queue.push(torch.full((self.rows.mel.n_mels, needed - queue.frames.shape[1]), quiet))
+        if not self.rows.streamer.fill(self.stream):
+            return [*self._events(self.rows.streamer.finish(self.stream), ""), *self._over()]
         self._last = True
         return []
 
@@ -207,7 +268,7 @@ class AsrSession:
         """Begin anew after a hole."""
         assert self._hole is not None
         (pcm, pts), self._hole = self._hole, None
-        self._mel, self._rest = LogMelState(loudest=self._mel.loudest), pcm.clip(-1, 1)
+        self._mel, self._rest = self.rows.front.init_state(self._mel), pcm.clip(-1, 1)
         self._samples = self._frames * HOP
         self._anchor = pts - self._samples * SECOND // RATE_HZ
 
@@ -218,7 +279,7 @@ class AsrSession:
             self._store(mel)
             return
         begin = 0
-        for i, level in enumerate((mel.mean(0) * 4 - 4).tolist()):  # log10 power
+        for i, level in enumerate(self.rows.front.level(mel).tolist()):
             was = self.gate.speaking
             now = self.gate.step(level)
             if self.gate.quiet == 0:
@@ -235,14 +296,14 @@ class AsrSession:
 
     def _store(self, mel: Tensor) -> None:
         if self.stream is not None:
-            self.stream.encoder.queue.push(mel)
+            self.rows.streamer.push(self.stream, mel)
         else:
             self._roll = torch.cat([self._roll, mel], 1)[:, -_PRE_ROLL:]
 
     def _begin(self) -> None:
         """Somebody speaks: a new window, from a little before it was noticed."""
         self.stream = self.rows.streamer.start()
-        self.stream.encoder.queue.push(self._roll)
+        self.rows.streamer.push(self.stream, self._roll)
         self._origin = self._frames - self._roll.shape[1]
         self._roll = self._roll[:, :0]
         self._ending = False
@@ -255,7 +316,7 @@ class AsrSession:
         """Capture time of a frame of the stream."""
         return (self._anchor or 0) + (self._origin * HOP) * SECOND // RATE_HZ + frame * _FRAME_NS
 
-    def _events(self, words: Sequence[StreamWord], pending: str) -> list[AsrEvent]:
+    def _events(self, words: Sequence[Word], pending: str) -> list[AsrEvent]:
         assert self.stream is not None
         out: list[AsrEvent] = []
         now = self._now()

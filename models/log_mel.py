@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
@@ -22,8 +23,8 @@ _START_MAX = 0.0  # log10 power of soft speech: a stream that begins in silence 
 _FLOOR = 8.0  # decades below the maximum (openai/whisper, audio.py)
 
 
-def mel_filters(n_mels: int) -> Tensor:
-    """Slaney's triangular filters, area-normalised: (n_mels, 201). Source: Auditory Toolbox, 1998."""
+def mel_filters(n_mels: int, n_fft: int = N_FFT) -> Tensor:
+    """Slaney's triangular filters, area-normalised: (n_mels, n_fft // 2 + 1). Source: Auditory Toolbox, 1998."""
 
     def mel(hz: ArrayLike) -> NDArray[np.float64]:
         f = np.asarray(hz, np.float64)
@@ -33,7 +34,7 @@ def mel_filters(n_mels: int) -> Tensor:
     def hz(mels: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.where(mels >= 15, 1000 * np.exp(math.log(6.4) / 27 * (mels - 15)), mels * 200 / 3)
 
-    bins = np.linspace(0, RATE_HZ / 2, N_FFT // 2 + 1)
+    bins = np.linspace(0, RATE_HZ / 2, n_fft // 2 + 1)
     edges = hz(np.linspace(mel(0.0), mel(RATE_HZ / 2), n_mels + 2))
     ramps = edges[:, None] - bins[None]
     width = np.diff(edges)
@@ -46,7 +47,9 @@ def mel_filters(n_mels: int) -> Tensor:
 class LogMelState:
     """What the next samples need of the ones before."""
 
-    tail: Tensor = field(default_factory=lambda: torch.zeros(0))  # (S,) samples of frames not yet given
+    tail: NDArray[np.float32] = field(
+        default_factory=lambda: np.zeros(0, np.float32)
+    )  # (S,) of frames to come
     loudest: float = _START_MAX  # log10 power, so far
     started: bool = False  # the left edge has been mirrored
 
@@ -57,35 +60,47 @@ class LogMel:
     def __init__(self, n_mels: int = 80) -> None:
         self.n_mels = n_mels
         self._filters = mel_filters(n_mels)
-        self._window = torch.hann_window(N_FFT)
+        self._weights = self._filters.numpy().T.copy()  # (201, M)
+        self._taper = torch.hann_window(N_FFT).numpy()
+
+    def init_state(self, before: LogMelState | None = None) -> LogMelState:
+        """Of a stream that begins, or that goes on after a hole: what is known of its loudness stays."""
+        return LogMelState() if before is None else LogMelState(loudest=before.loudest)
+
+    def level(self, mel: Tensor) -> Tensor:
+        """(n_mels, T) → mean log10 power of each frame."""
+        return mel.mean(0) * 4 - 4
 
     def step(self, pcm: Tensor, state: LogMelState, *, flush: bool = False) -> Tensor:
         """(S,) float32 in −1…1 → (n_mels, T). `flush` mirrors the right edge: the stream ends here."""
-        samples = torch.cat([state.tail, pcm])
+        # numpy: a step is two frames, and torch's cost a call is several times the arithmetic
+        samples = np.concatenate([state.tail, pcm.numpy()])
         whole: int | None = None  # frames of a stream that is shorter than the mirrored edge
         if not state.started:
-            if samples.numel() <= N_FFT // 2 and flush:  # too short to mirror
-                whole = samples.numel() // HOP
-                samples = torch.cat([samples, torch.zeros(N_FFT // 2 + 1 - samples.numel())])
-            if samples.numel() <= N_FFT // 2:
+            if len(samples) <= N_FFT // 2 and flush:  # too short to mirror
+                whole = len(samples) // HOP
+                samples = np.concatenate([samples, np.zeros(N_FFT // 2 + 1 - len(samples), np.float32)])
+            if len(samples) <= N_FFT // 2:
                 state.tail = samples
                 return torch.zeros(self.n_mels, 0)
-            samples = torch.cat([samples[1 : N_FFT // 2 + 1].flip(0), samples])
+            samples = np.concatenate([samples[N_FFT // 2 : 0 : -1], samples])
             state.started = True
         if flush:
-            samples = torch.cat([samples, samples[-N_FFT // 2 - 1 : -1].flip(0)])
-        count = max(0, (samples.numel() - N_FFT) // HOP + 1)
+            samples = np.concatenate([samples, samples[-2 : -N_FFT // 2 - 2 : -1]])
+        count = max(0, (len(samples) - N_FFT) // HOP + 1)
         if flush and count:  # Whisper drops the frame that is centred on the end
             count = count - 1 if whole is None else whole
-        state.tail = samples[count * HOP :].clone()
+        state.tail = samples[count * HOP :].copy()
         if count == 0:
             return torch.zeros(self.n_mels, 0)
-        frames = samples.unfold(0, N_FFT, HOP)[:count] * self._window  # (T, 400)
-        power = torch.fft.rfft(frames).abs().square()  # (T, 201)
-        log = (self._filters @ power.T).clamp(min=1e-10).log10()  # (M, T)
-        loudest = log.amax(0).cummax(0).values.clamp(min=state.loudest)  # (T,)
+        frames = sliding_window_view(samples, N_FFT)[: count * HOP : HOP] * self._taper  # (T, 400)
+        spectrum = np.fft.rfft(frames)  # (T, 201)
+        power = spectrum.real**2 + spectrum.imag**2
+        log = np.log10(np.maximum(power @ self._weights, np.float32(1e-10)))  # (T, M)
+        loudest = np.maximum(np.maximum.accumulate(log.max(1)), np.float32(state.loudest))  # (T,)
         state.loudest = float(loudest[-1])
-        return (torch.maximum(log, loudest - _FLOOR) + 4) / 4
+        mel = (np.maximum(log, loudest[:, None] - np.float32(_FLOOR)) + np.float32(4)) / np.float32(4)
+        return torch.from_numpy(np.ascontiguousarray(mel.T, np.float32))
 
     def forward(self, pcm: Tensor) -> Tensor:
         """The whole at once: (S,) → (n_mels, S // 160)."""

@@ -21,6 +21,7 @@ from torch import Tensor
 from .attention_kv import KvBuffer
 from .causal_whisper import CausalWhisper, EncoderState, TextRow
 from .local_optimality import TAIL, Hypothesis, agree, branch, checked, revise, settle
+from .log_mel import LogMel
 from .whisper_dims import BlockPlan
 from .whisper_ort import OrtWhisper
 from .window_seam import Said, Seam, find_seam
@@ -109,6 +110,7 @@ class WhisperStreamer:
         if not 1 <= beams <= 16:
             raise ValueError(f"{beams} beams are not possible; there are 1 to 16")
         self.model, self.tokens, self.plan = model, tokens, plan
+        self.front = LogMel(model.dims.n_mels)
         self.width, self.tail = beams, tail
         # people say at most 7 syllables a second; a decoder that runs away stops here
         self._new = 4 + math.ceil(tokens_per_s * plan.chunk * FRAME_S)
@@ -131,6 +133,24 @@ class WhisperStreamer:
         history = None if self.plan.left else self.model.like.new_zeros(dims.n_mels, 2 * dims.n_audio_ctx)
         cross = self.model.decoder.start(capacity)
         return WhisperStream(encoder, cross, [Hypothesis()], history, origin, last_end=origin)
+
+    @property
+    def chunk_ms(self) -> int:
+        """Audio a block."""
+        return self.plan.chunk_ms
+
+    def push(self, stream: WhisperStream, mel: Tensor) -> None:
+        """Take (M, T) frames of 10 ms."""
+        stream.encoder.queue.push(mel)
+
+    def fill(self, stream: WhisperStream) -> bool:
+        """Fill what waits up to a block with its quietest value. False when nothing waits."""
+        queue = stream.encoder.queue
+        missing = 2 + 2 * self.plan.block(stream.encoder.at) + self.plan.lookahead - queue.frames.shape[1]
+        if queue.frames.shape[1] <= 2:
+            return False
+        queue.push(torch.full((queue.frames.shape[0], missing), float(queue.frames[:, 2:].min())))
+        return True
 
     def ready(self, stream: WhisperStream) -> bool:
         """Whether a whole block waits."""

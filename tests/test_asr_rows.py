@@ -16,7 +16,7 @@ from penstock.pipeline.clock import MS, SECOND
 from penstock.pipeline.row_pool import RowPool
 from penstock.pipeline.rows import ModelSpec, Row
 from penstock.pipeline.virtual_loop import run_virtual
-from penstock.stages.asr_causal import CausalAsrModel
+from penstock.stages.asr_stream import AsrRowModel
 from row_models import virtual_pool
 
 Pcm = NDArray[np.float32]
@@ -63,7 +63,7 @@ def test_listeners_in_one_pool_hear_what_each_would_hear_alone() -> None:
 
     async def together() -> tuple[list[list[AsrEvent]], list[int]]:
         pool, _ = virtual_pool(lambda n: 50 * MS)
-        await pool.load(ModelSpec("asr", lambda: CausalAsrModel(recogniser)))
+        await pool.load(ModelSpec("asr", lambda: AsrRowModel(recogniser)))
         found = await asyncio.gather(*(listen(pool, recogniser, f"s{i}", speech(i)) for i in range(4)))
         sizes = [n for n, times in pool.stats.batches.items() for _ in range(times)]
         pool.close()

@@ -164,7 +164,7 @@ def train(bank: Bank, seconds: float, seed: int, keep: Path) -> CausalWhisper:
             progress.update(task, completed=run.used, description=f"step {run.step} loss {value:.3f}")
             if run.step % 40 == 0:
                 progress.console.print(f"step {run.step} used {run.used:.3f} loss {value:.3f}")
-            if run.step % 400 == 0:
+            if run.step % 200 == 0:
                 run.save(keep)
                 progress.console.print(f"step {run.step} word error {word_error(run.model, bank, 40):.3f}")
     run.save(keep)

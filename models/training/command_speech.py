@@ -112,7 +112,7 @@ def sample(bank: Bank, rng: np.random.Generator, longest: int = 6) -> Sample:
         begin, end = run(bank, rng, left)
         a, b = int(bank.start[begin]), int(bank.end[end - 1])
         if clipped:  # the tail of a word that is not in the text
-            a = int(bank.end[begin]) - int(rng.uniform(0.0, 0.15) * RATE_HZ)
+            a = int(bank.end[begin]) - int(rng.uniform(0.02, 0.15) * RATE_HZ)
         source = a + ((middle - at) * speed).astype(np.int64)
         here = (source >= a) & (source < b)
         phones[here] = bank.phone[np.searchsorted(bank.until, source[here], side="right")]
