@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -188,6 +189,10 @@ def load(source: str, *, lookahead_ms: int = 560, device: str = "cpu") -> Nemotr
         raise ValueError("asr.nemotron needs the extra: pip install 'penstock[hub]'") from e
     folder = Path(source)
     if not folder.exists():
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+            raise ValueError(
+                f"{source!r} is neither a folder nor a hub id such as nvidia/nemotron-speech-streaming-en-0.6b"
+            )
         try:
             names = ["*.json", "*.safetensors"]
             folder = Path(snapshot_download(source, allow_patterns=names))

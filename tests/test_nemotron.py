@@ -166,7 +166,7 @@ def test_a_session_gives_the_same_words_over_any_chunking_and_none_is_taken_back
     ("options", "words"),
     [
         ({"lookahead_ms": 100}, r"100 is none that the model knows; it knows: \[80, 160, 560\]"),
-        ({"model": "/nowhere"}, "is no folder and could not be fetched"),
+        ({"model": "/nowhere"}, "is neither a folder nor a hub id"),
         ({"model": "."}, "is missing; a Nemotron folder has"),
     ],
 )
