@@ -5,6 +5,7 @@ import json
 import threading
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -347,3 +348,17 @@ def test_every_route_is_open_or_asks_for_a_scope():
     server = Server(Sessions(plans(), MonotonicClock(), Session), "127.0.0.1", 0)
     for route in server.routes:
         assert route.open != bool(route.scopes), route.path
+
+
+def test_models_are_listed_with_what_is_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PENSTOCK_MODELS", str(tmp_path))
+
+    async def main() -> None:
+        async with http() as (_, session):
+            models = (await get(session, "/models"))["models"]
+            assert isinstance(models, list)
+            assert len(models) > 3
+            assert all(set(row) == {"name", "stage", "about", "licence", "gb", "here"} for row in models)
+            assert not any(row["here"] for row in models)
+
+    asyncio.run(main())

@@ -5,6 +5,7 @@ Every fault of a caller's is a 4xx with `{"error": "…in words…"}`. `/openapi
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,6 +14,7 @@ from aiohttp import web
 
 from ..pipeline.clock import MS
 from ..pipeline.graph import Plan
+from ..pipeline.model_list import listed
 from ..pipeline.stage import StageError
 from ..pipeline.tokens import Scope
 from . import api_models as m
@@ -66,6 +68,8 @@ class Api:
                   "application/json", None, (409,), scopes=VIEW),
             Route("GET", "/graphs", "What this server can run.", self.graphs, m.GraphList, scopes=READ),
             Route("GET", "/graphs/{name}", "One graph, its nodes and their schemas.", self.graph, m.GraphDetail,
+                  scopes=READ),
+            Route("GET", "/models", "Checkpoints that stages may name, and which are here.", self.models, m.ModelList,
                   scopes=READ),
             Route("GET", "/events", "Server-sent events of all sessions.", self.events, events, scopes=VIEW),
             Route("GET", "/metrics", "Figures for Prometheus.", self.scrape, "text/plain", scopes=VIEW),
@@ -164,6 +168,9 @@ class Api:
         }
 
     # ------------------------------------------------------------ operation
+
+    async def models(self, _: web.Request) -> web.Response:
+        return json_response({"models": await asyncio.to_thread(listed)})
 
     async def events(self, request: web.Request) -> web.StreamResponse:
         name = caller_of(request).name

@@ -133,6 +133,19 @@ class GraphDetail(GraphRow):
     nodes: list[dict[str, Any]] = Field(description="name, use, inputs, outputs, params, schema, budget_ms")
 
 
+class ModelRow(BaseModel):
+    name: str
+    stage: str = Field(description="the stage that takes it")
+    about: str
+    licence: str
+    gb: float
+    here: bool = Field(description="pulled, with `penstock models pull`")
+
+
+class ModelList(BaseModel):
+    models: list[ModelRow]
+
+
 class Figures(BaseModel):
     nodes: list[dict[str, Any]]
     pools: dict[str, Any] = Field(description="by name, of all sessions together")
