@@ -2,6 +2,7 @@
 # make test    set everything up and run all tests
 # make check   tests, lint, format, types, import rules
 # make bench AREA=studio   one benchmark; JSON lines, the summary last
+# make bench-peers         a hop of pipecat and LiveKit beside ours (installs them into .venv-peers)
 # make test-systemd   the service under a real systemd, in a container of its own (root)
 # make soak    ten minutes of sessions that stay, come and go: does anything grow?
 # make audit   known vulnerabilities of what is installed; make sbom writes sbom.json (CycloneDX)
@@ -15,7 +16,7 @@ PORT ?= 8080
 # this exact version first: a range would pull another build and gigabytes with it
 TORCH := torch==2.13.0
 
-.PHONY: run test test-fast check fix bench audit sbom soak test-systemd clean
+.PHONY: run test test-fast check fix bench bench-peers audit sbom soak test-systemd clean
 
 run: $(VENV)/.run
 	@exec $(BIN)/penstock serve --port $(PORT)
@@ -39,6 +40,17 @@ fix: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	@$(BIN)/python benchmarks/$(AREA).py $(ARGS)
+
+# Other engines, for comparison only: in an environment of their own, at the versions that were measured.
+PEERS := pipecat-ai==1.14.0 livekit-agents==1.8.9 PyYAML
+
+.venv-peers/.installed:
+	@$(PYTHON) -m venv .venv-peers
+	@.venv-peers/bin/pip install --quiet --disable-pip-version-check $(PEERS)
+	@touch $@
+
+bench-peers: .venv-peers/.installed
+	@.venv-peers/bin/python benchmarks/peers.py $(ARGS)
 
 # Set-up writes a stamp last, so that one that broke off starts again.
 $(VENV)/.torch:

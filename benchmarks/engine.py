@@ -11,11 +11,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
+import json
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Coroutine
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +31,7 @@ from penstock.pipeline.stage import Flush, In, NoFields, Out, Outputs, Ports, Se
 from penstock.pipeline.virtual_loop import run_virtual
 from report import line, note, percentile, rss_mb
 
+ROOT = Path(__file__).resolve().parent.parent
 PCM = np.zeros((320, 1), np.int16)  # 20 ms at 16 kHz
 BURST = (8, 1)  # frames in flight: as a busy stream has them, and one at a time as an idle one
 
@@ -345,6 +349,56 @@ def barge_in_ms() -> list[float]:
     return times
 
 
+# ---------------------------------------------------------------- an hour of dialogue
+
+
+def hour() -> dict[str, object]:
+    """An hour of simulated talk with interruptions at random, twice with one seed; tests/dialogue.py."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from dialogue import HOUR, dialogue
+
+    digests: list[str] = []
+    spent = 0.0
+    for _ in range(2):
+        start = time.process_time()
+        told = dialogue(HOUR, 1)
+        spent = time.process_time() - start
+        digests.append(told.digest)
+    return {
+        "hour_events": told.events,
+        "hour_cpu_s": round(spent, 2),
+        "hour_same_trace": digests[0] == digests[1],
+        "hour_interruptions": told.interruptions,
+        "hour_old_epoch_played": told.stale,
+        "hour_unaccounted": told.unaccounted,
+    }
+
+
+# ---------------------------------------------------------------- peers
+
+
+def peers() -> dict[str, object]:
+    """Figures of pipecat and livekit beside ours, from their own environment; null where that is missing."""
+    python = ROOT / ".venv-peers" / "bin" / "python"
+    nothing: dict[str, object] = {
+        "us_per_hop_16_pipecat": None,
+        "us_per_hop_16_livekit": None,
+        "over_pipecat_16": None,
+    }
+    if not python.exists():
+        return nothing | {"peers_reason": "not installed here: make bench-peers installs and runs them"}
+    note("peers: pipecat and livekit, paired with ours in their environment")
+    done = subprocess.run(
+        [python, ROOT / "benchmarks" / "peers.py"], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        return nothing | {"peers_reason": (done.stderr.strip().splitlines() or ["failed"])[-1][:300]}
+    *rows, summary = [json.loads(row) for row in done.stdout.splitlines()]
+    for row in rows:
+        line(**row)
+    return {key: value for key, value in summary.items() if key != "area"}
+
+
 def main() -> None:
     full = "--full" in sys.argv
     note("hops: ours (fused, queued), asyncio.Queue, plain calls, paired in one process")
@@ -374,6 +428,8 @@ def main() -> None:
         barge_in_ms_p99=percentile(barge, 0.99),
         slow_sink_mb=sink["slow_sink_mb"],
         lost_accounted=sink["lost_accounted"],
+        **hour(),
+        **peers(),
     )
 
 

@@ -6,7 +6,7 @@ A backend may be this process, another one, or another machine: the pool cannot 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
@@ -75,7 +75,7 @@ class Driver(Protocol):
         """There may be rows to run. From any thread; never blocks."""
         ...
 
-    async def blocking(self, work: Callable[[], None]) -> None:
+    def blocking(self, work: Callable[[], None]) -> Coroutine[Any, Any, None]:
         """Run `work` off the loop."""
         ...
 

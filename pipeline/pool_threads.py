@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 
 from .clock import Clock, MonotonicClock
+from .owned_tasks import of_nobody
 from .pool_seams import Commit, Turns
 from .rows import ModelSpec, Row, RowModel
 from .thread_pool import SPARES, WEDGED, ThreadPool
@@ -124,7 +125,7 @@ class SimulatedDriver:
 
     def kick(self, pool: Turns) -> None:
         if len(self._tasks) < self._workers and pool.waiting:
-            task = asyncio.get_running_loop().create_task(self._turns(pool), name="pool/device")
+            task = of_nobody(self._turns(pool), "pool/device")
             self._tasks.add(task)
 
     async def blocking(self, work: Callable[[], None]) -> None:

@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 from .admission import Admissions
 from .clock import NEVER, SECOND, Clock
 from .cost_model import CostModel
+from .owned_tasks import of_nobody
 from .pool_seams import Backend, Batch, Commit, Driver, RowStats
 from .row_queue import Job, RowQueue
 from .rows import Again, DeadlineMissed, Flushed, ModelSpec, PoolFailed, Row, RowModel
@@ -74,8 +75,8 @@ class RowPool:
                 f"{known[0].factory} {dict(known[0].args)}, not {spec.factory} {dict(spec.args)}"
             )
         if known is None:
-            work = self._driver.blocking(partial(self._backend.load, spec))
-            task = asyncio.ensure_future(work)
+            # it serves all sessions: it must not end with the one that asked first
+            task = of_nobody(self._driver.blocking(partial(self._backend.load, spec)), f"load {spec.name}")
             task.add_done_callback(_seen)
             known = self._loads[spec.name] = (spec, task)
         try:

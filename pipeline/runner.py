@@ -8,6 +8,7 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from .clock import SECOND, Clock
 from .edge import Edge, Waker, earliest
@@ -17,6 +18,7 @@ from .graph import NodePlan
 from .hops import burst, fused_post
 from .node_pool import NodePool
 from .outputs import NodeOutputs
+from .owned_tasks import OWNER, Owned
 from .playback import Playback
 from .recorder import Kind, Note
 from .replacement import Replace
@@ -60,6 +62,7 @@ class Runner:
         self.busy = 0  # ns inside process(), waiting included
         self.restarts = 0
         self.error = ""
+        self.tasks: Owned = WeakSet()  # started by the stage, and by what it started
         self._session = session
         self._make = make
         self._waker = waker
@@ -144,6 +147,7 @@ class Runner:
         self._scope_sources = scope_sources
 
     async def setup(self) -> None:
+        OWNER.set(self.tasks)
         self.stage.ctx = self
         await self.stage.setup()
         self.state = "running"
@@ -194,6 +198,7 @@ class Runner:
     async def run(self) -> None:
         """Until the media ends or the session is cancelled. Raises: CriticalFailure."""
         self._task = asyncio.current_task()
+        OWNER.set(self.tasks)
         try:
             while True:
                 try:

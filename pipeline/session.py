@@ -20,6 +20,7 @@ from .delay import DelayEdge
 from .edge import Bound, Edge, Waker
 from .graph import EdgePlan, NodePlan, Plan
 from .hops import Chain
+from .owned_tasks import end, watch_loop
 from .playback import Playback
 from .pools import DevicePool, Pools
 from .recorder import Kind, Recorder
@@ -95,6 +96,7 @@ class Session:
         """Make and set up all stages, and run them. Raises: StageError in words, leaving nothing open."""
         try:
             self._build()
+            watch_loop(asyncio.get_running_loop())
             async with asyncio.timeout(START_BUDGET / SECOND):
                 await asyncio.gather(*(self._setup(r) for r in self.runners.values()))
         except TimeoutError:
@@ -153,6 +155,9 @@ class Session:
         for task in pending:
             log.error("session %s: a stage did not close in time", self.id)
             task.cancel()
+        for runner in self.runners.values():
+            if left := await end(runner.tasks, CLOSE_BUDGET / SECOND / 4):
+                log.warning("%s/%s left %d tasks behind: %s", self.id, runner.node, len(left), left[:3])
 
     async def _run(self) -> None:
         try:

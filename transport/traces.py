@@ -14,6 +14,7 @@ from aiohttp import web
 
 from ..pipeline import trace as traces
 from ..pipeline.clock import SECOND, Clock
+from ..pipeline.owned_tasks import of_nobody
 from ..pipeline.session import SessionEvent
 from ..pipeline.stage import StageError
 from .desk import Desk
@@ -72,7 +73,7 @@ class FaultTraces:
         trace = traces.take(live.session, reason)
         stamp = datetime.fromtimestamp(self._clock.wall() / SECOND, UTC).strftime("%Y%m%dT%H%M%S")
         path = self.folder / f"{_stem(trace.shape.graph, live.id)}-{stamp}.json.gz"
-        task = asyncio.create_task(self._write(trace, path), name=f"{live.id}/trace")
+        task = of_nobody(self._write(trace, path), f"{live.id}/trace")  # the stage's own end must not end it
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
