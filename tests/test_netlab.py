@@ -89,6 +89,15 @@ def test_a_script_changes_the_network_in_time():
     assert Link(Conditions(), [Step(0, {"hold": True})]).offer(10, 10) == [1000]
 
 
+def test_a_script_that_begins_anew_delays_nothing():
+    # once a packet before the restart held up all after it for as long as the relay had been there
+    link = Link(Conditions(delay_ms=5), [Step(3500, {"blackout": True})])
+    assert link.offer(3000, 100) == [3005]
+    link.restart(3000)
+    assert link.offer(10, 100) == [pytest.approx(15)]
+    assert link.offer(3600, 100) == []
+
+
 @pytest.mark.parametrize(
     ("written", "words"),
     [

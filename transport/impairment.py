@@ -109,6 +109,12 @@ class Link:
             return [at, at]
         return [at]
 
+    def restart(self, now_ms: float) -> None:
+        """What was `now_ms` is 0 from now on: the script begins anew, and what is underway keeps its place."""
+        self._at = 0
+        self._last -= now_ms
+        self._free -= now_ms
+
     def _is_lost(self, c: Conditions) -> bool:
         if c.burst <= 1:
             return self._random.random() < c.loss

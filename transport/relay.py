@@ -84,7 +84,10 @@ class Relay:
 
     def restart_script(self) -> None:
         """Time 0 of the script is now."""
-        self.started = self.clock.now()
+        now = self.clock.now()
+        for link in (self.up, self.down):
+            link.restart((now - self.started) / MS)
+        self.started = now
 
     def to_server(self, sdp: str) -> str:
         """What the client said, as the server shall read it."""
