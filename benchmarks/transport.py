@@ -1,19 +1,25 @@
 """Transport against plain aiortc, paired in one run.
 
-    make bench AREA=transport                # about three minutes
-    make bench AREA=transport ARGS=--full    # also a real Chromium's uplink; more rounds
+    make bench AREA=transport                              # all, about four minutes
+    make bench AREA=transport ARGS="--only paths,links"    # those parts
+    make bench AREA=transport ARGS=--full                  # three rounds of each echo, 5 minutes of skew, 200 connects
 
 Prints JSON lines, the summary last; `aiortc_…` beside each figure of ours. Times are in ms unless the name says otherwise.
 
 paths: the receiving half in virtual time (`transport_paths.py`), exact: from capture to the decoder, one way.
-echo: a client and a server in one process, real codecs, through a relay (`transport_echo.py`): round trips. Load of the machine is in
-these figures: read the ratio, not the time. Each variant has a process of its own, one after the other.
-uplink (--full): what Chromium sends 8 to 10 s after its start, on a network without limits.
+links: both halves with real encoders in virtual time (`transport_link.py`), exact; also at few pictures a second, where `age` is that of
+the newest picture shown.
+skew: sound against picture (`transport_skew.py`), in virtual time.
+echoes: a client with its relay and a server in two processes, real time (`transport_echo.py`): round trips. Load of the machine is in
+these figures: read the ratio, not the time. Each variant has processes of its own, one after the other. core_pct is the server's.
+browser: a real Chromium: its uplink 8 to 10 s after its start on a network without limits, and glass to glass.
+connects (--full): 200 sessions one after the other: what is left of them in memory, tasks and threads.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import itertools
 import json
 import os
@@ -42,7 +48,30 @@ PATHS: dict[str, tuple[dict[str, Any], float]] = {  # network, delay of the way 
     "blackout": ({"up": {"delay": "25ms"}, "script": BLACKOUT}, 0.025),
 }
 PATH_S = 30.0
-ECHOES = ("clean", "hiccup", "lossy", "blackout", "capped")
+SEEDS = (1, 2, 3)
+_BOTH = ("up", "down")
+_WAY = {way: {"delay": "25ms"} for way in _BOTH}
+_DARK = [
+    {"at": at, "up": {"blackout": dark}, "down": {"blackout": dark}}
+    for at, dark in (("4s", True), ("5.5s", False))
+]
+LINKS: dict[str, tuple[dict[str, Any], float]] = {  # network, seconds
+    "lossy": ({way: {"loss": "5%", "delay": "25ms"} for way in _BOTH}, 14),
+    "blackout": (_WAY | {"script": _DARK}, 9),
+    "capped": (_WAY | {"up": {"rate": "180k", "queue": "300ms", "delay": "25ms"}}, 15),
+    "drop": (
+        _WAY
+        | {
+            "up": {"rate": "2M", "queue": "300ms", "delay": "25ms"},
+            "script": [{"at": "8s", "up": {"rate": "350k"}}],
+        },
+        15,
+    ),
+}
+SLOW = ((2.0, 60.0), (10.0, 30.0))  # pictures a second, seconds
+SLOW_LOSS = (0, 5, 20)  # %
+ECHOES = ("clean", "audio", "ingest", "hiccup")
+PARTS = ("paths", "links", "skew", "echoes", "browser", "connects")
 VARIANTS = ("aiortc", "penstock")
 
 
@@ -53,9 +82,10 @@ def paths(summary: dict[str, Any]) -> None:
     for name, (network, back_s) in PATHS.items():
         for kind in ("video", "audio"):
             for variant in VARIANTS:
-                taken = measure(variant == "penstock", kind, network, PATH_S, back_s)
+                runs = [measure(variant == "penstock", kind, network, PATH_S, back_s, seed) for seed in SEEDS]
+                taken = [frame for run in runs for frame in run]
                 delays = [delay * 1000 for _, delay in taken]
-                gaps = [b[0] - a[0] for a, b in itertools.pairwise(taken)]
+                gaps = [b[0] - a[0] for run in runs for a, b in itertools.pairwise(run)]
                 # after 7.5 s a loss and a stall are a second over
                 after = [delay * 1000 for at, delay in taken if at > 7.5]
                 found = {
@@ -64,15 +94,52 @@ def paths(summary: dict[str, Any]) -> None:
                     "p95": round(percentile(delays, 0.95), 1),
                     "p99": round(percentile(delays, 0.99), 1),
                     "max_gap_s": round(max(gaps), 2),
+                    "frozen_s": round(sum(gap for gap in gaps if gap > 0.2), 2),
                     "after_p50": round(percentile(after, 0.5), 1),
                 }
-                line(measured="path", network=name, kind=kind, variant=variant, seconds=PATH_S, **found)
+                seconds = PATH_S * len(SEEDS)
+                line(measured="path", network=name, kind=kind, variant=variant, seconds=seconds, **found)
                 prefix = f"path_{name}_{kind}" if variant == "penstock" else f"aiortc_path_{name}_{kind}"
                 summary |= {f"{prefix}_ms_p50": found["p50"], f"{prefix}_ms_p95": found["p95"]}
                 if name == "hiccup":
                     summary[f"{prefix}_after_ms"] = found["after_p50"]
-                if name == "blackout":
-                    summary[f"{prefix}_max_gap_s"] = found["max_gap_s"]
+                if kind == "video" and name in ("bursty", "blackout"):
+                    summary |= {f"{prefix}_{key}": found[key] for key in ("frames", "max_gap_s", "frozen_s")}
+
+
+def links(summary: dict[str, Any]) -> None:
+    from transport_link import measure
+
+    for name, (network, seconds) in LINKS.items():
+        for variant, codec in (
+            ("penstock", "VP8"),
+            ("penstock", "H264"),
+            ("aiortc", "VP8"),
+            ("aiortc", "H264"),
+        ):
+            found = measure(variant == "penstock", network, seconds, codec)
+            line(measured="link", network=name, variant=variant, codec=codec, seconds=seconds, **found)
+            prefix = f"{'' if variant == 'penstock' else 'aiortc_'}{name}_{codec.lower()}"
+            for key in ("frames", "video_p95_ms", "max_gap_s", "frozen_s"):
+                summary[f"{prefix}_{key}"] = found["ms_p95" if key == "video_p95_ms" else key]
+    for fps, seconds in SLOW:
+        for loss in SLOW_LOSS:
+            network = {way: {"loss": f"{loss}%", "delay": "25ms"} for way in _BOTH}
+            for variant in VARIANTS:
+                found = measure(variant == "penstock", network, seconds, "VP8", fps)
+                line(measured="slow", fps=fps, loss_pct=loss, variant=variant, seconds=seconds, **found)
+                prefix = "" if variant == "penstock" else "aiortc_"
+                summary[f"{prefix}age_{fps:.0f}fps_loss{loss}_ms_p95"] = found["age_ms_p95"]
+
+
+def skew(summary: dict[str, Any], seconds: float) -> None:
+    from transport_skew import measure
+
+    found = measure(seconds)
+    line(measured="skew", **found)
+    summary |= {key: value for key, value in found.items() if key.startswith("av_")} | {
+        "av_skew_seconds": seconds
+    }
 
 
 def echo(variant: str, scenario: str, seed: int) -> dict[str, Any]:
@@ -89,12 +156,13 @@ def median(rounds: Sequence[dict[str, Any]], key: str) -> Any:
 
 
 KEYS = {
-    "clean": [f"{kind}_rtt_ms_p{q}" for kind in ("audio", "video") for q in (50, 99)] + ["core_pct"],
+    "clean": [f"{kind}_rtt_ms_p{q}" for kind in ("audio", "video") for q in (50, 99)]
+    + ["core_pct", "frames", "sent"],
+    "audio": ["core_pct", "audio_rtt_ms_p50"],
+    "ingest": ["core_pct", "sent"],
     "hiccup": [f"audio_{when}_ms" for when in ("before", "after_loss", "after_stall")],
-    "lossy": ["video_rtt_ms_p95", "frozen_s", "frames"],
-    "blackout": ["max_gap_s"],
-    "capped": ["frames", "sent", "max_gap_s"],
 }
+NAMES = {"clean_core_pct": "echo_av_core_pct", "audio_core_pct": "echo_audio_core_pct"}
 
 
 def echoes(summary: dict[str, Any], rounds: int) -> None:
@@ -110,28 +178,62 @@ def echoes(summary: dict[str, Any], rounds: int) -> None:
                 found[variant].append(result)
         for variant, prefix in (("penstock", ""), ("aiortc", "aiortc_")):
             for key in KEYS[scenario]:
-                summary[f"{prefix}{scenario}_{key}"] = median(found[variant], key)
+                name = f"{scenario}_{key}" if scenario != "clean" or not key.endswith(("p50", "p99")) else key
+                summary[prefix + NAMES.get(name, name)] = median(found[variant], key)
+
+
+def browser(summary: dict[str, Any]) -> None:
+    from transport_uplink import with_chromium
+
+    for variant, prefix in (("penstock", ""), ("aiortc", "aiortc_")):
+        note(f"Chromium into {variant} ...")
+        found = with_chromium(variant)
+        line(measured="browser", variant=variant, **found)
+        summary |= {
+            prefix + key: found.get(key)
+            for key in ("uplink_kbps_10s", "glass_ms_p50", "glass_ms_p99", "glass_fps")
+        }
+        if "reason" in found:
+            summary["browser_reason"] = found["reason"]
+
+
+def connects(summary: dict[str, Any], sessions: int) -> None:
+    sys.path.insert(0, str(HERE.parent / "tests"))
+    import test_peer
+
+    left = asyncio.run(test_peer.churn(sessions))
+    line(measured="connects", sessions=sessions, **left)
+    summary |= {"connects": sessions} | {f"connects_left_{key}": value for key, value in left.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--full", action="store_true", help="three rounds of each echo, and Chromium's uplink"
+        "--full", action="store_true", help="three rounds of each echo, 5 minutes of skew, 200 connects"
     )
-    parser.add_argument("--paths", action="store_true", help="only the virtual-time part, some seconds")
+    parser.add_argument("--only", default="", metavar="PARTS", help=f"some of {','.join(PARTS)}")
+    parser.add_argument("--skew-s", type=float, default=0.0, help="virtual seconds of the skew's run")
     chosen = parser.parse_args()
+    parts = chosen.only.split(",") if chosen.only else [p for p in PARTS if p != "connects" or chosen.full]
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"no part {sorted(unknown)[0]!r}; there are {', '.join(PARTS)}")
     summary: dict[str, Any] = {"area": "transport"}
-    note("paths, in virtual time ...")
-    paths(summary)
-    if not chosen.paths:
+    if "paths" in parts:
+        note("paths, in virtual time ...")
+        paths(summary)
+    if "links" in parts:
+        note("links, in virtual time ...")
+        links(summary)
+    if "skew" in parts:
+        skew(summary, chosen.skew_s or (300.0 if chosen.full else 60.0))
+    if "echoes" in parts:
         note("echoes, in real time ...")
         echoes(summary, 3 if chosen.full else 1)
-    if chosen.full:
-        from transport_uplink import uplink_kbps
-
-        for variant, prefix in (("penstock", ""), ("aiortc", "aiortc_")):
-            note(f"Chromium's uplink into {variant} ...")
-            summary[f"{prefix}uplink_kbps_10s"] = uplink_kbps(variant)
+    if "browser" in parts:
+        browser(summary)
+    if "connects" in parts:
+        note("connects ...")
+        connects(summary, 200)
     line(**summary)
 
 

@@ -304,5 +304,4 @@ def measure(
         "age_ms_p50": round(percentile(ages, 0.5)),
         "age_ms_p95": round(percentile(ages, 0.95)),
         "kbps": round(found["bytes"] * 8 / seconds / 1000),
-        "times": [when for when, _ in shown],
     }

@@ -1,6 +1,6 @@
-"""A real Chromium sends its fake camera into an echo server of aiortc or of Penstock: how fast does its uplink ramp?
+"""A real Chromium and an echo server of aiortc or of Penstock: how fast does its uplink ramp, how old is what it shows?
 
-python benchmarks/transport_uplink.py {aiortc,penstock}     # the server alone, as `uplink_kbps` starts it
+python benchmarks/transport_uplink.py {aiortc,penstock}     # the server alone, as `with_chromium` starts it
 """
 
 from __future__ import annotations
@@ -17,31 +17,73 @@ from aiohttp import web
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 PAGE = """<!doctype html><title>uplink</title><script>
-const PLAN = async () => {
+const wait = s => new Promise(done => setTimeout(done, s * 1000));
+const connect = async (media, shown) => {
     const pc = new RTCPeerConnection();
-    const media = await navigator.mediaDevices.getUserMedia({video: {width: 1280, height: 720, frameRate: 30}, audio: true});
     for (const track of media.getTracks()) pc.addTrack(track, media);
+    pc.ontrack = e => { if (e.track.kind === "video") shown.srcObject = new MediaStream([e.track]); };
     await pc.setLocalDescription();
     await new Promise(done => pc.onicegatheringstatechange = () => pc.iceGatheringState === "complete" && done());
     const answer = await fetch("/offer", {method: "POST", body: pc.localDescription.sdp});
     await pc.setRemoteDescription({type: "answer", sdp: await answer.text()});
-    await new Promise(done => { const look = () => pc.connectionState === "connected" ? done() : setTimeout(look, 20); look(); });
+    while (pc.connectionState !== "connected") await wait(.02);
+    return pc;
+};
+const element = () => Object.assign(document.createElement("video"), {muted: true, autoplay: true, playsInline: true});
+const UPLINK = async () => {
+    const media = await navigator.mediaDevices.getUserMedia({video: {width: 1280, height: 720, frameRate: 30}, audio: true});
+    const pc = await connect(media, element());
     const sent = async () => {
         for (const s of (await pc.getStats()).values())
             if (s.type === "outbound-rtp" && s.kind === "video") return {bytes: s.bytesSent, width: s.frameWidth, fps: s.framesPerSecond};
     };
-    const wait = s => new Promise(done => setTimeout(done, s * 1000));
     await wait(8);
     const before = await sent();
     await wait(2);
     const after = await sent();
-    return {kbps: (after.bytes - before.bytes) * 8 / 2000, width: after.width, fps: after.fps};
+    pc.close();
+    return {uplink_kbps_10s: (after.bytes - before.bytes) * 8 / 2000, width: after.width, fps: after.fps};
 };
-</script>"""
+// 16 bits of the time drawn as blocks of 40 pixels, read back when the echo is shown
+const GLASS = async () => {
+    const canvas = Object.assign(document.createElement("canvas"), {width: 640, height: 480});
+    const pen = canvas.getContext("2d");
+    const draw = () => {
+        const now = Math.round(performance.now()) & 65535;
+        pen.fillStyle = "#606060"; pen.fillRect(0, 40, 640, 440);
+        pen.fillStyle = "#a04020"; pen.fillRect(now % 600, 200, 40, 100);
+        for (let k = 0; k < 16; k++) { pen.fillStyle = now >> k & 1 ? "#fff" : "#000"; pen.fillRect(k * 40, 0, 40, 40); }
+    };
+    draw();
+    const timer = setInterval(draw, 1000 / 30);
+    const shown = element();
+    document.body.append(shown);
+    const pc = await connect(canvas.captureStream(30), shown);
+    const ages = [];
+    const eye = new OffscreenCanvas(640, 40).getContext("2d", {willReadFrequently: true});
+    const look = () => {
+        eye.drawImage(shown, 0, 0, shown.videoWidth, shown.videoHeight / 12, 0, 0, 640, 40);
+        const pixels = eye.getImageData(0, 20, 640, 1).data;
+        let stamp = 0;
+        for (let k = 0; k < 16; k++) if (pixels[(k * 40 + 20) * 4] > 128) stamp |= 1 << k;
+        ages.push((Math.round(performance.now()) - stamp) & 65535);
+        shown.requestVideoFrameCallback(look);
+    };
+    shown.requestVideoFrameCallback(look);
+    await wait(2);
+    ages.length = 0;
+    await wait(6);
+    clearInterval(timer);
+    pc.close();
+    ages.sort((a, b) => a - b);
+    const at = q => ages.length ? ages[Math.min(ages.length - 1, Math.floor(q * ages.length))] : null;
+    return {glass_ms_p50: at(.5), glass_ms_p99: at(.99), glass_fps: ages.length / 6};
+};
+</script><body></body>"""
 
 
 async def _serve(variant: str) -> None:
-    from transport_echo import serve, use_loopback
+    from transport_server import serve, use_loopback
 
     use_loopback()
     closers: list[Any] = []
@@ -50,7 +92,7 @@ async def _serve(variant: str) -> None:
         return web.Response(text=PAGE, content_type="text/html")
 
     async def offer(request: web.Request) -> web.Response:
-        answer, close = await serve(variant, await request.text())
+        answer, close, _ = await serve(variant, await request.text())
         closers.append(close)
         return web.Response(text=answer)
 
@@ -67,26 +109,27 @@ async def _serve(variant: str) -> None:
     await runner.cleanup()
 
 
-def uplink_kbps(variant: str) -> float | str:
-    """Mean rate of the video sent 8 to 10 s after connecting, kb/s; or what is missing."""
+def with_chromium(variant: str) -> dict[str, Any]:
+    """Mean rate of the video sent 8 to 10 s after connecting, kb/s, and glass to glass; or why not."""
     from harness.chromium import chromium, missing
 
     if why := missing():
-        return why
+        return {"uplink_kbps_10s": None, "glass_ms_p50": None, "reason": why}
     command = [sys.executable, __file__, variant]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdin is not None
         assert server.stdout is not None
         try:
             url = json.loads(server.stdout.readline())["url"]
+            found: dict[str, Any] = {}
             with chromium() as browser:
                 page = browser.pages[0]
-                page.goto(url)
-                found = page.evaluate("PLAN()")
+                for plan in ("UPLINK", "GLASS"):
+                    page.goto(url)
+                    found |= page.evaluate(f"{plan}()")
         finally:
             server.stdin.close()
-    print(json.dumps({"measured": "uplink", "variant": variant} | found), flush=True)
-    return round(found["kbps"], 1)
+    return {key: round(value, 1) if isinstance(value, float) else value for key, value in found.items()}
 
 
 if __name__ == "__main__":
