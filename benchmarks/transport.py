@@ -162,6 +162,13 @@ KEYS = {
     "ingest": ["core_pct", "sent"],
     "hiccup": [f"audio_{when}_ms" for when in ("before", "after_loss", "after_stall")],
 }
+CHROMIUM = (
+    "uplink_kbps_10s",  # sent by its encoder, which a busy machine holds back ...
+    "uplink_available_kbps",  # ... and what its estimate would let it send
+    "glass_ms_p50",
+    "glass_ms_p99",
+    "glass_fps",
+)
 NAMES = {"clean_core_pct": "echo_av_core_pct", "audio_core_pct": "echo_audio_core_pct"}
 
 
@@ -189,10 +196,7 @@ def browser(summary: dict[str, Any]) -> None:
         note(f"Chromium into {variant} ...")
         found = with_chromium(variant)
         line(measured="browser", variant=variant, **found)
-        summary |= {
-            prefix + key: found.get(key)
-            for key in ("uplink_kbps_10s", "glass_ms_p50", "glass_ms_p99", "glass_fps")
-        }
+        summary |= {prefix + key: found.get(key) for key in CHROMIUM}
         if "reason" in found:
             summary["browser_reason"] = found["reason"]
 

@@ -30,19 +30,37 @@ const connect = async (media, shown) => {
     return pc;
 };
 const element = () => Object.assign(document.createElement("video"), {muted: true, autoplay: true, playsInline: true});
+// a picture that costs more than any rate here: soft noise that moves
 const UPLINK = async () => {
-    const media = await navigator.mediaDevices.getUserMedia({video: {width: 1280, height: 720, frameRate: 30}, audio: true});
+    const canvas = Object.assign(document.createElement("canvas"), {width: 1280, height: 720});
+    const grain = Object.assign(document.createElement("canvas"), {width: 340, height: 190});
+    const pixels = grain.getContext("2d").createImageData(340, 190);
+    for (let k = 0; k < pixels.data.length; k++) pixels.data[k] = k % 4 === 3 ? 255 : Math.random() * 255;
+    grain.getContext("2d").putImageData(pixels, 0, 0);
+    const pen = canvas.getContext("2d");
+    let n = 0;
+    const timer = setInterval(() => { n++; pen.drawImage(grain, n * 3 % 20, n % 10, 320, 180, 0, 0, 1280, 720); }, 1000 / 30);
+    const media = canvas.captureStream(30);
+    const sound = await navigator.mediaDevices.getUserMedia({audio: true});
+    media.addTrack(sound.getAudioTracks()[0]);
     const pc = await connect(media, element());
     const sent = async () => {
-        for (const s of (await pc.getStats()).values())
-            if (s.type === "outbound-rtp" && s.kind === "video") return {bytes: s.bytesSent, width: s.frameWidth, fps: s.framesPerSecond};
+        const found = {};
+        for (const s of (await pc.getStats()).values()) {
+            if (s.type === "outbound-rtp" && s.kind === "video")
+                Object.assign(found, {bytes: s.bytesSent, width: s.frameWidth, fps: s.framesPerSecond, limit: s.qualityLimitationReason,
+                    uplink_target_kbps: s.targetBitrate / 1000});
+            if (s.type === "candidate-pair" && s.nominated) found.uplink_available_kbps = s.availableOutgoingBitrate / 1000;
+        }
+        return found;
     };
     await wait(8);
     const before = await sent();
     await wait(2);
     const after = await sent();
+    clearInterval(timer);
     pc.close();
-    return {uplink_kbps_10s: (after.bytes - before.bytes) * 8 / 2000, width: after.width, fps: after.fps};
+    return {...after, uplink_kbps_10s: (after.bytes - before.bytes) * 8 / 2000};
 };
 // 16 bits of the time drawn as blocks of 40 pixels, read back when the echo is shown
 const GLASS = async () => {
