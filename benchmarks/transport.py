@@ -2,7 +2,7 @@
 
     make bench AREA=transport                              # all, about four minutes
     make bench AREA=transport ARGS="--only paths,links"    # those parts
-    make bench AREA=transport ARGS=--full                  # three rounds of each echo, 5 minutes of skew, 200 connects
+    make bench AREA=transport ARGS=--full                  # three rounds of each echo, 5 minutes of skew
 
 Prints JSON lines, the summary last; `aiortc_…` beside each figure of ours. Times are in ms unless the name says otherwise.
 
@@ -13,13 +13,12 @@ skew: sound against picture (`transport_skew.py`), in virtual time.
 echoes: a client with its relay and a server in two processes, real time (`transport_echo.py`): round trips. Load of the machine is in
 these figures: read the ratio, not the time. Each variant has processes of its own, one after the other. core_pct is the server's.
 browser: a real Chromium: its uplink 8 to 10 s after its start on a network without limits, and glass to glass.
-connects (--full): 200 sessions one after the other: what is left of them in memory, tasks and threads.
+What 200 connects leave is told by `make bench AREA=session`.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import itertools
 import json
 import os
@@ -71,7 +70,7 @@ LINKS: dict[str, tuple[dict[str, Any], float]] = {  # network, seconds
 SLOW = ((2.0, 60.0), (10.0, 30.0))  # pictures a second, seconds
 SLOW_LOSS = (0, 5, 20)  # %
 ECHOES = ("clean", "audio", "ingest", "hiccup")
-PARTS = ("paths", "links", "skew", "echoes", "browser", "connects")
+PARTS = ("paths", "links", "skew", "echoes", "browser")
 VARIANTS = ("aiortc", "penstock")
 
 
@@ -129,7 +128,9 @@ def links(summary: dict[str, Any]) -> None:
                 found = measure(variant == "penstock", network, seconds, "VP8", fps)
                 line(measured="slow", fps=fps, loss_pct=loss, variant=variant, seconds=seconds, **found)
                 prefix = "" if variant == "penstock" else "aiortc_"
-                summary[f"{prefix}age_{fps:.0f}fps_loss{loss}_ms_p95"] = found["age_ms_p95"]
+                name = f"{prefix}slow_{fps:.0f}fps_loss{loss}"
+                # how old a picture is when it is shown, and how old the newest is at any moment
+                summary |= {f"{name}_ms_p95": found["ms_p95"], f"{name}_age_ms_p95": found["age_ms_p95"]}
 
 
 def skew(summary: dict[str, Any], seconds: float) -> None:
@@ -201,24 +202,13 @@ def browser(summary: dict[str, Any]) -> None:
             summary["browser_reason"] = found["reason"]
 
 
-def connects(summary: dict[str, Any], sessions: int) -> None:
-    sys.path.insert(0, str(HERE.parent / "tests"))
-    import test_peer
-
-    left = asyncio.run(test_peer.churn(sessions))
-    line(measured="connects", sessions=sessions, **left)
-    summary |= {"connects": sessions} | {f"connects_left_{key}": value for key, value in left.items()}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--full", action="store_true", help="three rounds of each echo, 5 minutes of skew, 200 connects"
-    )
+    parser.add_argument("--full", action="store_true", help="three rounds of each echo, 5 minutes of skew")
     parser.add_argument("--only", default="", metavar="PARTS", help=f"some of {','.join(PARTS)}")
     parser.add_argument("--skew-s", type=float, default=0.0, help="virtual seconds of the skew's run")
     chosen = parser.parse_args()
-    parts = chosen.only.split(",") if chosen.only else [p for p in PARTS if p != "connects" or chosen.full]
+    parts = chosen.only.split(",") if chosen.only else list(PARTS)
     if unknown := set(parts) - set(PARTS):
         parser.error(f"no part {sorted(unknown)[0]!r}; there are {', '.join(PARTS)}")
     summary: dict[str, Any] = {"area": "transport"}
@@ -235,9 +225,6 @@ def main() -> None:
         echoes(summary, 3 if chosen.full else 1)
     if "browser" in parts:
         browser(summary)
-    if "connects" in parts:
-        note("connects ...")
-        connects(summary, 200)
     line(**summary)
 
 

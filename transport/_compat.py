@@ -22,7 +22,11 @@ from aioice import stun
 from aiortc import RTCPeerConnection, RTCRtpTransceiver
 from aiortc.codecs import CODECS, HEADER_EXTENSIONS, is_rtx
 from aiortc.rtcdtlstransport import RTCDtlsTransport
-from aiortc.rtcrtpparameters import RTCRtcpFeedback, RTCRtpHeaderExtensionParameters
+from aiortc.rtcrtpparameters import (
+    RTCRtcpFeedback,
+    RTCRtpCodecParameters,
+    RTCRtpHeaderExtensionParameters,
+)
 from aiortc.rtp import RtcpRtpfbPacket
 
 from . import stamped_socket, twcc
@@ -33,11 +37,13 @@ from .receiver import RtpReceiver
 from .sender import PacedSender
 from .stun_names import StunNames
 
+RED_TYPE = 63  # where browsers have it
 TRANSPORT_CC_ID = 5  # of the header extension, free in aiortc's own table
 
 GATHER = 0.5  # s that STUN servers have to answer, against aioice's 5
 
 _host_addresses = aioice.ice.get_host_addresses
+_find_common_codecs = aiortc.rtcpeerconnection.find_common_codecs
 
 
 def host_addresses(use_ipv4: bool, use_ipv6: bool) -> list[str]:
@@ -97,6 +103,43 @@ def negotiate_opus_fec() -> None:
             codec.parameters = codec.parameters | {"minptime": 10, "useinbandfec": 1}
 
 
+def negotiate_red() -> None:
+    """Offer and accept redundant audio (RFC 2198) around Opus, after it: who sends chooses."""
+    if all(codec.name != "red" for codec in CODECS["audio"]):
+        opus = next(k for k, codec in enumerate(CODECS["audio"]) if codec.name == "opus")
+        inner = CODECS["audio"][opus].payloadType
+        CODECS["audio"].insert(
+            opus + 1,
+            RTCRtpCodecParameters(
+                mimeType="audio/red",
+                clockRate=48_000,
+                channels=2,
+                payloadType=RED_TYPE,
+                parameters={f"{inner}/{inner}": None},
+            ),
+        )
+
+
+def find_common_codecs(
+    local: list[RTCRtpCodecParameters], remote: list[RTCRtpCodecParameters]
+) -> list[RTCRtpCodecParameters]:
+    """As aiortc's own. Redundant audio has the far end's numbers, its own and Opus', and is left out with anything else
+    inside; below 96, where browsers have it, aiortc would keep ours."""
+    common = _find_common_codecs(local, remote)
+    opus = next((codec.payloadType for codec in common if codec.name == "opus"), None)
+    offered = [codec for codec in remote if codec.mimeType.lower() == "audio/red"]
+    kept: list[RTCRtpCodecParameters] = []
+    for codec in common:
+        if codec.name == "red":
+            theirs = offered.pop(0)
+            inside = next(iter(theirs.parameters), "")
+            if opus is None or set(inside.split("/")) != {str(opus)}:
+                continue
+            codec.payloadType, codec.parameters = theirs.payloadType, {f"{opus}/{opus}": None}
+        kept.append(codec)
+    return kept
+
+
 class FeedbackPacket(RtcpRtpfbPacket):
     """aiortc's, which reads all feedback as NACKs, and keeps nothing else: `fci` holds the bytes."""
 
@@ -128,6 +171,8 @@ def install() -> None:
     aiortc.rtcpeerconnection.RemoteStreamTrack = IngressTrack
     negotiate_transport_cc()
     negotiate_opus_fec()
+    negotiate_red()
+    aiortc.rtcpeerconnection.find_common_codecs = find_common_codecs
     aiortc.rtcpeerconnection.RTCRtpSender = PacedSender
     aiortc.rtp.RtcpRtpfbPacket = FeedbackPacket
 

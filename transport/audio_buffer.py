@@ -53,8 +53,9 @@ class Target:
 class AudioBuffer:
     """Policy: `now` is given, in ns. `insert` packets, `pop` frames, and again at `deadline`.
 
-    rate_hz: of the timestamps. counts: each packet inserted is one of `delivered`, `late`, `duplicate`,
-    `dropped`, or still in here; `lost` never came, of which `concealed` were handed on as `EncodedFrame.lost`.
+    rate_hz: of the timestamps. counts: each packet inserted is one of `delivered`, `late`, `duplicate`, `dropped`, or still
+    in here, as are frames that came `again` with a later packet; `lost` never came, of which `concealed` were handed on
+    as `EncodedFrame.lost`.
     """
 
     def __init__(self, rate_hz: int, counts: Counter[str] | None = None) -> None:
@@ -98,6 +99,16 @@ class AudioBuffer:
             self._latest = packet
         self._packets[seq] = packet
         self._due[seq] = due
+
+    def lacks(self, seq: int) -> bool:
+        """Is this packet still waited for?"""
+        return self.next is not None and seq >= self.next and seq not in self._packets
+
+    def insert_again(self, packet: Packet, due: int) -> None:
+        """A frame that came with a later packet, only where it `lacks`. It tells nothing of the network's jitter."""
+        self._packets[packet.seq] = packet
+        self._due[packet.seq] = due
+        self.counts["again"] += 1
 
     def pop(self, now: int) -> list[EncodedFrame]:
         """All that is due, in order; lost frames stand where they were."""

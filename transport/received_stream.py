@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from aiortc.rtcrtpparameters import RTCRtpCodecParameters
 
 from ..pipeline.clock import MS, SECOND
@@ -15,7 +17,7 @@ KEYFRAME_INTERVAL = 200 * MS  # between requests, at least: an encoder needs its
 SENDING = SECOND  # a source silent for longer is not asked: its camera is off
 
 
-class _Stream:
+class Stream:
     """rate_hz: of the timestamps; first: the extended one of the first packet, which comes `now`. Times are ns.
 
     Media time is the track's: it goes on when another source takes the track over.
@@ -30,6 +32,24 @@ class _Stream:
         self._origin = first - self.capture.media(now) * rate_hz // SECOND
         self._counts = track.counts
 
+    def insert(
+        self,
+        codec: RTCRtpCodecParameters,
+        seq: int,
+        timestamp: int,
+        data: bytes,
+        marker: bool,
+        arrival: int,
+        now: int,
+    ) -> None:
+        """seq, timestamp: extended; data: without the payload's descriptor; arrival, now: ns."""
+        self.codec = codec
+        self._insert(Packet(seq, timestamp, data, arrival, marker), now)
+        self.heard = now
+
+    def _insert(self, packet: Packet, now: int) -> None:
+        raise NotImplementedError
+
     def media(self, timestamp: int) -> int:
         return (timestamp - self._origin) * SECOND // self.rate_hz
 
@@ -41,29 +61,27 @@ class _Stream:
         return [EncodedFrame(f.data, f.timestamp - self._origin, f.lost) for f in frames]
 
 
-class AudioStream(_Stream):
+class AudioStream(Stream):
     """Sound: in order, holes concealed."""
 
     def __init__(self, ssrc: int, rate_hz: int, first: int, track: IngressTrack, now: int) -> None:
         super().__init__(ssrc, rate_hz, first, track, now)
         self.buffer = AudioBuffer(rate_hz, track.counts)
 
-    def insert(
-        self,
-        codec: RTCRtpCodecParameters,
-        seq: int,
-        timestamp: int,
-        data: bytes,
-        marker: bool,
-        arrival: int,
-        now: int,
+    def insert_again(
+        self, codec: RTCRtpCodecParameters, seq: int, timestamp: int, data: bytes, arrival: int
     ) -> None:
-        self.codec = codec
-        self.heard = now
+        """A frame that a later packet carries once more: it counts when the first has not come."""
+        if self.buffer.lacks(seq):
+            self.codec = codec
+            due = self.capture.expected(self.media(timestamp + self.buffer.ticks))
+            self.buffer.insert_again(Packet(seq, timestamp, data, arrival), min(arrival, due))
+
+    def _insert(self, packet: Packet, now: int) -> None:
         # it could be sent only when its last sample was recorded
-        media = self.media(timestamp + self.buffer.ticks)
-        self.capture.heard(media, arrival)
-        self.buffer.insert(Packet(seq, timestamp, data, arrival), min(arrival, self.capture.expected(media)))
+        media = self.media(packet.timestamp + self.buffer.ticks)
+        self.capture.heard(media, packet.arrival)
+        self.buffer.insert(packet, min(packet.arrival, self.capture.expected(media)))
 
     def pop(self, now: int) -> list[EncodedFrame]:
         return self._relative(self.buffer.pop(now))
@@ -72,7 +90,7 @@ class AudioStream(_Stream):
         return self.buffer.deadline()
 
 
-class VideoStream(_Stream):
+class VideoStream(Stream):
     """Pictures: whole, in order, and repaired while that can help."""
 
     def __init__(self, ssrc: int, rate_hz: int, first: int, track: IngressTrack, now: int) -> None:
@@ -82,30 +100,20 @@ class VideoStream(_Stream):
         self.needs_keyframe = False  # the decoder says so
         self._keyframe_asked = -SECOND
 
-    def insert(
-        self,
-        codec: RTCRtpCodecParameters,
-        seq: int,
-        timestamp: int,
-        data: bytes,
-        marker: bool,
-        arrival: int,
-        now: int,
-    ) -> None:
-        self.codec = codec
+    def _insert(self, packet: Packet, now: int) -> None:
+        seq = packet.seq
         if self.nacks.misses(seq) and now - self.heard >= self.nacks.hold:
             self.nacks.outage(seq)
             self.buffer.give_up(seq, now)
-        self.heard = now
-        self.capture.heard(self.media(timestamp), arrival)
+        self.capture.heard(self.media(packet.timestamp), packet.arrival)
         if not self.nacks.received(seq, now):
             self.needs_keyframe = True
         self.buffer.hold, self.buffer.limit = self.nacks.hold, self.nacks.limit
-        key = begins_keyframe(codec.name, data)
+        key = begins_keyframe(self.codec.name, packet.data)
         if key:
             self.needs_keyframe = False
         # not its arrival: what fills a hole may stand behind it in the socket, while this loop was busy
-        self.buffer.insert(Packet(seq, timestamp, data, now, marker, key))
+        self.buffer.insert(replace(packet, arrival=now, key=key))
 
     def pop(self, now: int) -> list[EncodedFrame]:
         frames = self.buffer.pop(now)

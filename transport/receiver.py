@@ -41,8 +41,9 @@ from ..pipeline.clock import MS, SECOND, LoopClock
 from .checked_rtp import MALFORMED
 from .ingress import ENCODED, IngressTrack, decode_loop
 from .jitter_buffer import EncodedFrame
-from .received_stream import AudioStream, VideoStream
+from .received_stream import AudioStream, Stream, VideoStream
 from .reception import Reception
+from .red import unpack as unpack_red
 from .sequence import Unwrap
 from .stamped_socket import latest_arrival
 from .twcc import Arrivals
@@ -222,12 +223,35 @@ class RtpReceiver:
             stream = self._stream = make(packet.ssrc, codec.clockRate, timestamp, self._track, now)
         if stream.ssrc != packet.ssrc:
             return
+        if codec.name == "red":
+            self._take_redundant(stream, packet, seq, timestamp, arrival, now)
+            return
         try:
             data = depayload(codec, packet.payload) if packet.payload else b""
         except (ValueError, *MALFORMED):
             self._count("malformed")
             return
         stream.insert(codec, seq, timestamp, data, bool(packet.marker), arrival, now)
+
+    def _take_redundant(
+        self, stream: Stream, packet: RtpPacket, seq: int, timestamp: int, arrival: int, now: int
+    ) -> None:
+        """Its own frame, and of those before it what has not come."""
+        try:
+            *before, own = unpack_red(packet.payload)
+        except ValueError:
+            self._count("malformed")
+            return
+        codec = self._codecs.get(own.payload_type)
+        if codec is None or codec.name == "red" or not isinstance(stream, AudioStream):
+            self._count("malformed")
+            return
+        for k, block in enumerate(before):
+            if block.payload_type == own.payload_type and block.data:
+                stream.insert_again(
+                    codec, seq - len(before) + k, timestamp - block.offset, block.data, arrival
+                )
+        stream.insert(codec, seq, timestamp, own.data, bool(packet.marker), arrival, now)
 
     def _service(self, now: int) -> None:
         """Hand on what is due, queue the RTCP that is due, and set the timer for what will be."""

@@ -8,6 +8,7 @@ encode (G.711, G.722). Only its overridable methods are touched; test_compat.py 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import random
 from collections import OrderedDict
@@ -42,9 +43,14 @@ from .encoders import OpusEncoder, PictureScaler, VideoEncoder
 from .feedback import TRANSPORT_CC
 from .outgoing import VIDEO_RATE, AudioOut, VideoOut
 from .picture_rate import FrameGate, PictureRate, Shape
+from .red import Redundancy
 from .uplink import Uplink, uplink_of
 
 HISTORY = 768  # packets kept for repeats: 2 s at 3 Mb/s
+TAIL_FPS, TAIL_AFTER = (
+    12.0,
+    20 * MS,
+)  # up to so many pictures a second the last packet of each is sent twice, so late
 REPEAT_APART = 20 * MS  # the same packet again: a NACK that crossed the repeat
 KEYFRAME_APART = (
     300 * MS
@@ -53,7 +59,8 @@ KEYFRAME_APART = (
 
 def level_dbov(pcm: NDArray[np.int16]) -> int:
     """The level of sound (T, C) in dB of full scale, -127 to 0 (RFC 6465 appendix A)."""
-    power = float(np.mean(np.square(pcm, dtype=np.float32))) / 32767**2
+    samples = pcm.astype(np.float32).ravel()
+    power = float(np.dot(samples, samples)) / (len(samples) * 32767**2)
     return max(-127, min(0, round(10 * math.log10(power)))) if power > 0 else -127
 
 
@@ -68,6 +75,7 @@ class PacedSender(RTCRtpSender):
         self._extensions = HeaderExtensionsMap()
         self._mid = ""
         self._rtx_type: int | None = None
+        self._red: RTCRtpCodecParameters | None = None
         self._rtx_number = random.randrange(1 << 15)  # the lower half: no early wrap, as in libwebrtc
         self._number = random.randrange(1 << 15)
         self._origin = random.getrandbits(32)
@@ -75,6 +83,7 @@ class PacedSender(RTCRtpSender):
         self._wants_keyframe = True
         self._keyframe_at = -SECOND
         self._next_keyframe = 0  # ns, before which none is made for a request
+        self._tail: asyncio.Task[None] | None = None
         self._packets = 0
         self._octets = 0
         self._stamp = (0, 0)  # (NTP time, RTP timestamp) of the newest packet
@@ -96,6 +105,7 @@ class PacedSender(RTCRtpSender):
             if is_rtx(codec) and codec.parameters.get("apt") == main:
                 self._rtx_type = codec.payloadType
                 break
+        self._red = next((codec for codec in parameters.codecs if codec.name == "red"), None)
         await super().send(parameters)
 
     async def stop(self) -> None:
@@ -116,6 +126,7 @@ class PacedSender(RTCRtpSender):
 
     async def _send_audio(self, track: AudioOut, codec: RTCRtpCodecParameters) -> None:
         encoder = OpusEncoder()
+        redundancy = Redundancy(codec.payloadType or 0)
         uplink = self.uplink
         uplink.has_audio = True
         paused = True
@@ -126,7 +137,11 @@ class PacedSender(RTCRtpSender):
             if not data or not self._enabled:
                 paused = True
                 continue
-            packet = self._packet(codec, data, timestamp, marker=paused)
+            doubled = redundancy.wrap(data, timestamp, uplink.bandwidth.loss) if self._red else None
+            if doubled is not None and self._red is not None:
+                packet = self._packet(self._red, doubled, timestamp, marker=paused)
+            else:
+                packet = self._packet(codec, data, timestamp, marker=paused)
             packet.extensions.audio_level = (False, -level_dbov(pcm))
             paused = False
             await uplink.send(packet, self._extensions)
@@ -177,6 +192,13 @@ class PacedSender(RTCRtpSender):
             last = len(payloads) - 1
             packets = [self._packet(codec, p, timestamp, k == last) for k, p in enumerate(payloads)]
             await uplink.queue("video", packets, self._extensions)
+            if track.fps <= TAIL_FPS:
+                loop.call_later(TAIL_AFTER / SECOND, self._repeat_tail, packets[-1].sequence_number)
+
+    def _repeat_tail(self, number: int) -> None:
+        """The far end learns of a lost last packet by the next picture, and that is far at few pictures a second."""
+        if number in self._history and self._enabled:
+            self._tail = asyncio.get_running_loop().create_task(self._repeat([number]), name="tail")
 
     def _packet(
         self, codec: RTCRtpCodecParameters, payload: bytes, timestamp: int, marker: bool
@@ -262,7 +284,8 @@ class PacedSender(RTCRtpSender):
                 packet = again
             packets.append(packet)
         if packets:
-            await self.uplink.queue("again", packets, self._extensions)
+            with contextlib.suppress(ConnectionError):  # the far end is gone; the connection tells it
+                await self.uplink.queue("again", packets, self._extensions)
 
     async def _send_rtcp(self, packets: list[Any]) -> None:
         """Its sender reports know nothing of what we send: ours are put in."""
