@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import torch
+from penstock.models.packed import Packed, Run, install
 from penstock.models.retrieval_store import RetrievalStore
 from penstock.models.ring_kv import Part
 from penstock.models.rolling_cache import RollingCache
@@ -119,6 +120,43 @@ def rows(
          fps_in_all=round(count / statistics.median(spent), 1), ms_per_step=round(1e3 * statistics.median(spent), 1))  # fmt: skip
 
 
+def packed(name: str, model: Any, device: str, window: int, count: int, frames: int) -> None:
+    """Many sessions with rolling caches, all tiers kept, in one pass: a picture each, then a word each."""
+    width, dtype = model.config.hidden_size, next(model.parameters()).dtype
+    caches = [RollingCache(model, Budget(window, text=64)) for _ in range(count)]
+    x = torch.randn(1, TOKENS, width, device=device, dtype=dtype)
+
+    def step(whom: list[Any], positions: list[torch.Tensor], tokens: int) -> None:
+        one = Packed([Run(c, tokens) for c in whom])
+        at = torch.cat(positions, -1).to(device)
+        many = x[:, :tokens].repeat(1, len(whom), 1)
+        model(inputs_embeds=many, position_ids=at, cache=one, use_cache=True, packed=one)
+
+    step(caches, [c.reserve("pinned", SINKS) for c in caches], SINKS)
+    for cache in caches:
+        cache.pin()
+    pictures: list[float] = []
+    filling = (window - SINKS) // TOKENS
+    for i in range(filling + frames):
+        sync(device)
+        t = time.perf_counter()
+        step(caches, [c.reserve("frame", *GRID) for c in caches], TOKENS)
+        sync(device)
+        if i >= filling:
+            pictures.append(time.perf_counter() - t)
+    branches = [c.fork(room=frames + 1) for c in caches]
+    words: list[float] = []
+    for _ in range(frames):
+        sync(device)
+        t = time.perf_counter()
+        step(branches, [b.reserve(1) for b in branches], 1)
+        sync(device)
+        words.append(time.perf_counter() - t)
+    line(device_block="packed", model=name, window=window, sessions=count,
+         fps_in_all=round(count / statistics.median(pictures), 1), words_per_s_in_all=round(count / statistics.median(words), 1),
+         ms_per_pass=round(1e3 * statistics.median(pictures), 1))  # fmt: skip
+
+
 def retrieval(name: str, model: Any, device: str, dtype: torch.dtype) -> None:
     """What one evicted picture costs to store and to fetch, against ReKV's 286 ms a frame."""
     config = model.config
@@ -158,5 +196,13 @@ def main(device: str, *, tiny: bool) -> None:
             for count in (1, 4) if tiny else (1, 4, 8, 16, 32):
                 rows(name, model, device, dtype, 256 if tiny else 2048, count, 20 if tiny else 60)
             retrieval(name, model, device, dtype)
+            install(model)  # from here on it takes packed rows only
+            for count in (1, 4) if tiny else (1, 4, 8, 16, 32):
+                packed(name, model, device, 256 if tiny else 2048, count, 20 if tiny else 60)
             del model
-    line(area="vlm", device=device, tiny=tiny)
+    line(
+        area="vlm",
+        device=device,
+        tiny=tiny,
+        note="rows: one static ring, eager; packed: rolling caches in one pass",
+    )

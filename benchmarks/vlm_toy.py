@@ -92,6 +92,10 @@ def held_out(model: ToyModel, worlds: int, ticks: int = 64) -> dict[str, float]:
     last: list[Image | None] = [None] * worlds
     past: list[list[Happening]] = [[] for _ in range(worlds)]
     right: dict[str, list[bool]] = defaultdict(list)
+    looked_up: dict[str, list[bool]] = defaultdict(
+        list
+    )  # as the stage answers: from the log of its narrations
+    logs = [EventLog(512) for _ in range(worlds)]
     said = true = hit = 0
     for t in range(ticks):
         now = [w.step() for w in its]
@@ -101,6 +105,8 @@ def held_out(model: ToyModel, worlds: int, ticks: int = 64) -> dict[str, float]:
         for i, (x, event) in enumerate(zip(now, told, strict=True)):
             if x.happening:
                 past[i].append(x.happening)
+            if event:
+                logs[i].add(Event(t, event[0], event[1]))
             said += event is not None
             true += x.happening is not None
             hit += (
@@ -115,11 +121,19 @@ def held_out(model: ToyModel, worlds: int, ticks: int = 64) -> dict[str, float]:
                 if which:
                     answers = live.ask([asked[i][1] for i in which], which)
                     right[wanted] += [a == asked[i][2] for i, a in zip(which, answers, strict=True)]
+                if wanted in ("left", "came"):
+                    for i in which:
+                        last_one = logs[i].last(wanted)
+                        looked_up[wanted].append((last_one.thing if last_one else "nothing") == asked[i][2])
     table = {k: round(100 * sum(v) / len(v), 1) for k, v in sorted(right.items())}
-    qa = sum(SHARES[k] * table[k] for k in table) / sum(SHARES[k] for k in table)
-    line(toy="live", worlds=worlds, ticks=ticks, asked=sum(map(len, right.values())), **table)
+    from_log = {k: round(100 * sum(v) / len(v), 1) for k, v in looked_up.items()}
+    alone, qa = (
+        sum(SHARES[k] * t[k] for k in t) / sum(SHARES[k] for k in t) for t in (table, table | from_log)
+    )
+    looked = {f"{k}_from_log": v for k, v in from_log.items()}
+    line(toy="live", worlds=worlds, ticks=ticks, asked=sum(map(len, right.values())), **table, **looked)
     return {
-        "toy_qa": round(qa, 1), "toy_direction": table.get("moves", 0.0), "toy_motion": table.get("motion", 0.0),
+        "toy_qa": round(qa, 1), "toy_qa_without_log": round(alone, 1), "toy_direction": table.get("moves", 0.0), "toy_motion": table.get("motion", 0.0),
         "toy_event_precision": round(100 * hit / max(1, said), 1),
         "toy_event_recall": round(100 * hit / max(1, true), 1),
     }  # fmt: skip
@@ -167,6 +181,8 @@ def needle(model: ToyModel, worlds: int, hours: float, every_s: int = 10) -> flo
         if t % 20:
             continue
         which = [i for i in range(worlds) if left[i] is not None]
+        if not which:
+            continue
         q = "what left last"
         answers = {
             name: live.ask([q] * len(which), [k * worlds + i for i in which]) for k, name in enumerate(names)

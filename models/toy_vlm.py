@@ -5,7 +5,7 @@
                                                         questions, <look> after each picture
 
 The eye gets motion as its own input (the difference of two pictures). It proposes things by their centre's
-cell, keeps the best four, and hands their probabilities on; the decoder is a plain RoPE transformer that
+cell, keeps the best four, and hands only their probabilities and places on; the decoder is a plain RoPE transformer that
 says something at `<look>` only when something happened. It has seen nothing but the synthetic world: shown
 a camera it would invent shapes, so no camera ever reaches it.
 
@@ -24,13 +24,14 @@ from torch import Tensor, nn
 
 from .packed import Packed
 from .rope import Rope, turn
-from .toy_questions import WORDS
+from .toy_questions import INDEX, WORDS
 from .toy_world import COLOURS, DIRECTIONS, SHAPES, SIZE
 
 THINGS = 4  # thing tokens a picture
 TOKENS = THINGS + 1  # and one of the scene
 CELLS = 6  # a side: a cell is 8 pixels
 CELL_PARTS = (1, len(SHAPES), len(COLOURS), len(DIRECTIONS), 2)  # thing?, shape, colour, direction, offset
+THING = sum(CELL_PARTS) + 3  # numbers of a thing token: see `things`
 SCENE_PARTS = (3, 3, 6)  # brightness, motion, main colour
 _CHANNELS = 96
 WEIGHTS = Path(__file__).parent / "data" / "toy_vlm.safetensors"
@@ -41,7 +42,6 @@ class Seen(NamedTuple):
 
     cells: Tensor  # (B, sum(CELL_PARTS), 6, 6)
     scene: Tensor  # (B, sum(SCENE_PARTS))
-    features: Tensor  # (B, C, 6, 6)
 
 
 class Attendable(Protocol):
@@ -85,11 +85,12 @@ class Eye(nn.Module):
         features = self.net(torch.cat((a, change), 1))
         pooled = self.pixel(torch.cat((a, change.abs()), 1)[:, :, ::2, ::2]).mean((2, 3))  # (B, 24)
         exact = torch.stack((change.abs().mean((1, 2, 3)) * 4, a.mean((1, 2, 3)) * 2), 1)  # (B, 2)
-        return Seen(self.head(features), self.scene(torch.cat((pooled, exact), 1)), features)
+        return Seen(self.head(features), self.scene(torch.cat((pooled, exact), 1)))
 
 
 def things(seen: Seen) -> Tensor:
-    """The best four cells: (B, 4, 1 + 4 + 6 + 5 + 2 + C): probabilities, place in [-1, 1], features.
+    """The best four cells: (B, 4, THING): how surely it is there, probabilities of shape, colour and direction,
+    place in [-1, 1], and whether that is left, in the centre or right.
 
     A cell yields to a better neighbour of the same colour: one thing near a border is not two.
     """
@@ -111,10 +112,12 @@ def things(seen: Seen) -> Tensor:
     best = best.masked_fill(yields, 0.0)
     order = best.topk(THINGS, 1).indices
     centre = torch.stack((column, row), -1) + 0.5 + pick(offset).tanh() * 0.5
+    x = centre[..., :1] * (SIZE / CELLS)  # pixels
+    left, right = torch.sigmoid(SIZE / 3 - x), torch.sigmoid(x - SIZE * 2 / 3)
     all_six = torch.cat(
         (
             best[..., None], pick(shape).softmax(-1), pick(colour).softmax(-1), pick(direction).softmax(-1),
-            centre / (CELLS / 2) - 1, pick(seen.features.flatten(2)) * 0.1,
+            centre / (CELLS / 2) - 1, left, 1 - left - right, right,
         ), -1,
     )  # fmt: skip
     chosen = all_six.gather(1, order[..., None].expand(-1, -1, all_six.shape[-1]))
@@ -170,12 +173,17 @@ class Decoder(nn.Module):
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, width // heads
         self.words = nn.Embedding(len(WORDS), width)
-        self.from_thing = nn.Linear(sum(CELL_PARTS) + _CHANNELS, width)
+        self.from_thing = nn.Linear(THING, width)
         self.from_scene = nn.Linear(sum(SCENE_PARTS), width)
         self.blocks = nn.ModuleList(_Block(width, heads, kv_heads, width * 5 // 2) for _ in range(layers))
         self.norm = nn.RMSNorm(width)
         self.rope = Rope(self.head_dim)
         nn.init.normal_(self.words.weight, 0, 0.05)
+        nn.init.normal_(self.from_thing.weight, 0, 0.05)
+        with torch.no_grad():
+            # a thing begins as the sum of the words that name it: what the answers will be
+            named = (*SHAPES, *COLOURS, *DIRECTIONS)
+            self.from_thing.weight[:, 1 : 1 + len(named)] += self.words.weight[[INDEX[w] for w in named]].T
 
     def picture(self, slots: Tensor, whole: Tensor) -> Tensor:
         """`things` (B, 4, S) and `scene` (B, 1, 12) → tokens (B, 5, width)."""

@@ -195,8 +195,12 @@ class Runner:
         before: list[Tensor] = []
         for t in seeing:
             assert t.image is not None
+            last = t.session.before
+            # a camera that has changed its size has nothing before it, and nothing to be merged with
             now.append(t.image)
-            before.append(t.image if t.session.before is None else t.session.before)
+            before.append(t.image if last is None or last.shape != t.image.shape else last)
+            if t.merged is not None and t.merged.shape != t.image.shape:
+                t.merged = None
             if t.merged is not None:
                 now.append(t.merged)
                 before.append(t.merged)

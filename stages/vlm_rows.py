@@ -30,7 +30,8 @@ class VlmRows:
         job: Take | Say = row.payload
         if isinstance(job, Say):
             return "say", 1 if len(job.ids) == 1 else 2
-        return "take", job.image is not None, job.x is None, job.share
+        size = None if job.image is None else tuple(job.image.shape)
+        return "take", size, job.x is None, job.share
 
     def forward(self, rows: Sequence[Row]) -> Sequence[Any]:
         with self._lock:

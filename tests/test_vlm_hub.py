@@ -182,6 +182,17 @@ def test_evicted_pictures_are_kept_and_join_an_answer(folders: dict[str, Path]) 
     session.close()
 
 
+def test_a_camera_that_changes_its_size_is_looked_at_as_it_is(folders: dict[str, Path]) -> None:
+    model = loaded(folders, "smolvlm")
+    runner, session, other = Runner(model), VlmSession(model, ROOM), VlmSession(model, ROOM)
+    finish(runner, Take(session, image=images(1)[0]), Take(other, image=images(1)[0]))
+    small = torch.zeros(3, 20, 30, dtype=torch.uint8)
+    # of two sessions in one pass only one has changed; what waits to be merged has the old size
+    finish(runner, Take(session, image=small, at=1, merged=images(1, 2)[0]), Take(other, image=small, at=1))
+    a, b = finish(runner, *(Say(Talk(s), model.question("one")) for s in (session, other)))
+    assert torch.allclose(a.logits, b.logits, atol=1e-4)
+
+
 def test_what_cannot_be_loaded_is_told_in_words(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="neither a folder nor a hub id"):
         fetch("nowhere")

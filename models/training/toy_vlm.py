@@ -43,7 +43,7 @@ _MAIN = ("gray", "red", "yellow", "green", "blue", "purple")
 class Stream:
     """One stream of the bank, looked at."""
 
-    slots: Tensor  # (16, 4, S)
+    slots: Tensor  # (16, 4, THING)
     whole: Tensor  # (16, 1, 12)
     moments: list[Moment]
     past: list[Happening]
@@ -302,6 +302,7 @@ def main() -> None:
     parser.add_argument("--eye-steps", type=int, default=4000)
     parser.add_argument("--decoder-steps", type=int, default=4000)
     parser.add_argument("--streams", type=int, default=5000, help="in the bank that the decoder learns from")
+    parser.add_argument("--start", type=Path, help="a decoder's weights to begin from")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     parser.add_argument(
@@ -317,6 +318,8 @@ def main() -> None:
             model.eye, Course(model.eye, args.eye_steps, args.seed, args.work / "eye.safetensors", bar, 0.02)
         )
         streams = bank(model.eye.eval(), args.streams, (args.seed, 2), bar)
+        if args.start:
+            model.decoder.load_state_dict(load_file(args.start))
         course = Course(
             model.decoder, args.decoder_steps, args.seed, args.work / "decoder.safetensors", bar, 0.05
         )

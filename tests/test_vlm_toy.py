@@ -1,0 +1,158 @@
+"""The trained toy as a stage: it tells what comes and leaves, answers, remembers, and refuses cameras."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from fakes import Collected, FakeContext, feed
+from graphs import compile_test, run_session, sink_of
+from penstock.models.toy_vlm import WEIGHTS
+from penstock.models.toy_world import World
+from penstock.pipeline.clock import SECOND
+from penstock.pipeline.compiler import compile_text
+from penstock.pipeline.errors import GraphError
+from penstock.pipeline.frame import EventFrame, TokenFrame
+from penstock.pipeline.library import find
+from penstock.pipeline.session import Session
+from penstock.stages.vlm_toy import ToyMemory, ToyOptions, VlmToy
+from penstock.stages.world import WorldFrame
+
+Play = Callable[[VlmToy, FakeContext, Collected], Awaitable[None]]
+
+
+def play_it(play: Play, **options: Any) -> None:
+    async def run() -> None:
+        stage, context = VlmToy(ToyOptions(**options)), FakeContext(realtime=False)
+        stage.ctx = context
+        await stage.setup()
+        try:
+            await play(stage, context, Collected())
+        finally:
+            await stage.close()
+
+    asyncio.run(run())
+
+
+def test_the_weights_are_small_and_say_how_good_they_are() -> None:
+    from safetensors import safe_open
+
+    assert WEIGHTS.stat().st_size < 4_000_000
+    with safe_open(WEIGHTS, "pt") as file:
+        assert "qa" in file.metadata()["exam"]
+
+
+def test_what_it_tells_and_answers_is_mostly_true() -> None:
+    truth: list[tuple[int, str, str]] = []
+    right: list[bool] = []
+
+    async def play(stage: VlmToy, context: FakeContext, out: Collected) -> None:
+        for seed in (1, 2):
+            world = World((555, seed), rate=0.15)
+            for t in range(60):
+                tick = world.step()
+                at = (100 * seed + t) * SECOND
+                await feed(stage, "video", WorldFrame(pts=at, image=tick.image), out)
+                if tick.happening:
+                    truth.append((at, tick.happening.what, tick.happening.name))
+                if t % 6 == 5:
+                    await feed(stage, "ask", TokenFrame(pts=at, text="how many shapes?"), out)
+                    words = "".join(f.text for f in out.of("answer") if f.pts == at)
+                    right.append(words.endswith(("zero", "one", "two", "three")[len(tick.things)]))
+
+        told = {(e.pts, e.name, e.fields["thing"]) for e in out.of("event")}
+        hits = len(told & set(truth))
+        assert hits >= 0.7 * len(told), "what it says is true"
+        assert hits >= 0.7 * len(truth), "what happens is said"
+        assert sum(right) >= 0.8 * len(right)
+
+    # two worlds after each other: the cut between them may look like things that leave
+    play_it(play)
+
+
+def test_it_remembers_what_left_in_its_log_and_tells_when_it_was_asked_to() -> None:
+    async def play(stage: VlmToy, context: FakeContext, out: Collected) -> None:
+        world = World(7, rate=0.3)
+        await feed(stage, "ask", TokenFrame(pts=0, text="Tell me when something leaves."), out)
+        assert out.of("answer")[-1].text == "I will tell you when something leaves."
+        for t in range(60):
+            await feed(stage, "video", WorldFrame(pts=t * SECOND, image=world.step().image), out)
+        left: list[EventFrame] = [e for e in out.of("event") if e.name == "left"]
+        assert left
+        said = [f.text for f in out.of("answer")]
+        assert sum(s.startswith("You asked me to tell you") for s in said) == 1
+        await feed(stage, "ask", TokenFrame(pts=60 * SECOND, text="what left last"), out)
+        assert out.of("answer")[-1].text == left[-1].fields["thing"]
+        await feed(stage, "ask", TokenFrame(pts=60 * SECOND, text="who is the president"), out)
+        assert "does not know the word 'who'" in out.of("answer")[-1].text
+        assert stage._watch is not None
+        assert stage._watch.session.cache.visible <= ToyMemory().tokens
+
+    play_it(play, narrate=False)
+
+
+def test_where_it_looks_is_where_the_thing_is() -> None:
+    async def play(stage: VlmToy, context: FakeContext, out: Collected) -> None:
+        hits: list[bool] = []
+        for seed in range(12):
+            world = World((77, seed), rate=0.0)
+            for t in range(3):
+                tick = world.step()
+                await feed(stage, "video", WorldFrame(pts=(100 * seed + t) * SECOND, image=tick.image), out)
+            if len(tick.things) < 2:
+                continue
+            thing = tick.things[0]
+            question = f"what shape is {thing.name.split()[0]}"
+            await feed(stage, "ask", TokenFrame(pts=(100 * seed + 3) * SECOND, text=question), out)
+            grid = np.array(out.of("importance")[-1].fields["grid"]).reshape(9, 16)
+            row, column = np.unravel_index(int(grid.argmax()), grid.shape)
+            x, y = (column + 0.5) / 16 * 48, (row + 0.5) / 9 * 48
+            hits.append(abs(x - thing.x) < 12 and abs(y - thing.y) < 12)
+        assert len(hits) >= 4
+        assert sum(hits) >= 0.5 * len(hits)
+
+    play_it(play)
+
+
+def test_in_a_session_what_it_sees_is_told_to_all_listeners() -> None:
+    graph = """
+penstock: 1
+graph: small
+nodes:
+  world: {use: synthetic.world, every: 60ms, seed: 3, rate: 0.3, duration: 5s}
+  watch: {use: vlm.toy, in: {video: world.video}, fps: 20}
+  out:   {use: test.sink, in: {text: [watch.answer, world.truth]}}
+"""
+    heard: list[tuple[str, str]] = []
+
+    async def listen(session: Session) -> None:
+        session.listen(
+            lambda e: (
+                heard.append((e.name, e.fields["thing"]))
+                if e.node == "watch" and "thing" in e.fields
+                else None
+            )
+        )
+
+    session = asyncio.run(run_session(compile_test(graph), meanwhile=listen))
+    got = [f for _, _, f in sink_of(session).got]
+    true = [(f.name, f.fields["thing"]) for f in got if isinstance(f, EventFrame)]
+    assert len(true) > 5
+    assert heard
+    assert sum(h in true for h in heard) >= 0.7 * len(heard)
+    said = {f.text for f in got if isinstance(f, TokenFrame)}
+    assert {f"{thing} {what}" for what, thing in heard} <= said
+    assert session.runners["watch"].restarts == 0
+
+
+def test_no_camera_can_be_wired_to_it() -> None:
+    text = find("world").read_text()
+    compile_text(text, "world.yaml")
+    bad = text.replace("video: world.video, ask", "video: cam.video, ask").replace(
+        "  vad:", "  cam: {use: webrtc.in, video: 640x480@30}\n  vad:"
+    )
+    with pytest.raises(GraphError, match="would invent shapes on a camera"):
+        compile_text(bad, "bad.yaml")
