@@ -21,7 +21,7 @@ from .events import read_events
 from .explain import verdicts
 from .faults import Faults, near
 from .filters import parse_filters
-from .frame import Frame
+from .frame import Frame, kind_of
 from .graph import CancelRule, EdgePlan, NodePlan, Plan, topological
 from .pool_plan import PoolPlan, pool_faults
 from .queues import FULL, QUEUES, parse_bound
@@ -261,7 +261,7 @@ class _Compiler(Faults):
         for port, spec in ports.items():
             count = sum(e.port == port for e in edges)
             if count == 0 and spec.required and not self._broken_under(where):
-                needs = " or ".join(t.__name__ for t in spec.types)
+                needs = " or ".join(kind_of(t) for t in spec.types)
                 self.fault(
                     where if value is not None else ("nodes", name),
                     f"input port {name}.{port} ({needs}) is not connected",
@@ -318,11 +318,11 @@ class _Compiler(Faults):
         out = outputs[source_port]
         target = next((p for p, spec in wanted.items() if _fits(out.type, spec)), None)
         if target is None:
-            takes = "; ".join(f"{p}: {'/'.join(t.__name__ for t in s.types)}" for p, s in wanted.items())
+            takes = "; ".join(f"{p}: {' or '.join(kind_of(t) for t in s.types)}" for p, s in wanted.items())
             hints = "".join(f": {s.hint}" for s in wanted.values() if s.hint)
             self.fault(
                 where,
-                f"{source}.{source_port} carries {out.type.__name__}, but {name!r} takes {takes}{hints}",
+                f"{source}.{source_port} carries {kind_of(out.type)}, but {name!r} takes {takes}{hints}",
             )
             return []
         try:

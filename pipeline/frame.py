@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -123,3 +124,17 @@ class Gap(Frame):
     @property
     def duration(self) -> int:
         return max(0, self.until - self.pts)
+
+
+KINDS: Mapping[type[Frame], str] = {
+    Frame: "anything",
+    AudioFrame: "audio",
+    VideoFrame: "video",
+    TokenFrame: "text",
+    EventFrame: "events",
+}
+
+
+def kind_of(cls: type[Frame]) -> str:
+    """What such frames carry, in a word for people; special ones by their own name: `WorldPicture` is "world picture"."""
+    return KINDS.get(cls) or re.sub(r"(?<=[a-z])(?=[A-Z])", " ", cls.__name__).lower()

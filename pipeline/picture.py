@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .clock import MS, NEVER
 from .edge import Bound
+from .frame import kind_of
 from .graph import EdgePlan, Plan
 
 
@@ -42,7 +43,7 @@ def as_text(plan: Plan) -> str:
         budget = f"  budget {node.budget / MS:g}ms" if node.budget else ""
         lines.append(f"\n{node.name}  [{node.use}]{scope}{budget}")
         lines += [f"  ← {_edge_text(edge)}" for edge in node.inputs]
-        lines += [f"  {port} ⇒ {spec.type.__name__}" for port, spec in node.cls.ports.outputs.items()]
+        lines += [f"  {port} ⇒ {kind_of(spec.type)}" for port, spec in node.cls.ports.outputs.items()]
     lines += [f"\ncancel {r.scope} on {r.node}.{r.event}" for r in plan.cancel]
     return "\n".join(lines)
 

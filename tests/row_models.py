@@ -97,3 +97,12 @@ class Remote:
 
 def remote(gain: float = 1.0) -> Remote:
     return Remote(gain)
+
+
+def row(session: str = "a", n: int = 1, state: Any = None, **fields: Any) -> Row:
+    payload = {"n": n, "steps": fields.pop("steps", 1), "bad": fields.pop("bad", False)}
+    return Row(payload, state={"sum": 0} if state is None else state, session=session, epoch=0, **fields)
+
+
+async def ends(*runs: Any) -> list[Any]:
+    return await asyncio.gather(*runs, return_exceptions=True)

@@ -46,9 +46,9 @@ def test_a_good_graph_compiles() -> None:
         ("use: test.work,", "use: test.wrk,", "8:10: unknown stage 'test.wrk'"),
         ("in: mic,", "in: mike,", "8:26: unknown node 'mike'; accepted: mic, out, tok, work"),
         ("in: mic,", "in: mic.video,", "8:26: node 'mic' has no output port 'video'; accepted: audio"),
-        ("in: mic,", "in: tok.text,", "tok.text carries TokenFrame, but 'work' takes audio: AudioFrame"),
+        ("in: mic,", "in: tok.text,", "tok.text carries text, but 'work' takes audio: audio"),
         ("in: mic,", "in: work.audio,", "nodes feed each other in a circle: work -> work"),
-        ("in: mic, ", "", "8:3: input port work.audio (AudioFrame) is not connected"),
+        ("in: mic, ", "", "8:3: input port work.audio (audio) is not connected"),
         (
             "gain: 2",
             "gain: 9",
