@@ -177,6 +177,8 @@ class LiveSession:
         self.parked_at = 0
         self._reloads = False
         if before is not None:
+            if before.connected:  # if the new one fails, the client may still try another
+                self._deadline = self.clock.now() + self._within
             self._discard(before)
         self._wake()
         return answer
@@ -247,6 +249,8 @@ class LiveSession:
         finally:
             left.cancel()
             await asyncio.gather(left, return_exceptions=True)
+        if self.line.peer is not peer:  # another came in that moment
+            return ""
         why = left.result() if left.done() and not left.cancelled() else LEFT
         now = self.clock.now()
         if peer.connected and self._within:
