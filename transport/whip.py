@@ -43,12 +43,8 @@ class Whip:
             ]  # fmt: skip
 
     async def create(self, request: web.Request) -> web.Response:
-        if request.content_type != SDP:
-            raise web.HTTPUnsupportedMediaType(
-                text=f"the content type is {request.content_type[:80]!r}; {SDP} is taken"
-            )
         kind = request.path.split("/")[1]
-        graph, offer = request.match_info["graph"], await text_of(request)
+        graph, offer = request.match_info["graph"], await text_of(request, SDP)
         live, answer = await self.sessions.open(
             graph, offer, caller_of(request), resumable=False, watches=kind == "whep"
         )
