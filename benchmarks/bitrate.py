@@ -15,7 +15,9 @@ Prints JSON lines, the summary last.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -145,12 +147,58 @@ def allocator(summary: dict[str, Any], full: bool) -> None:
         )  # against the best of them
 
 
+IMPAIRED = {way: {"rate": "300k", "loss": "2%", "delay": "30ms"} for way in ("up", "down")}
+
+
+def link(summary: dict[str, Any], full: bool) -> None:
+    """300 kb/s, 2 % loss, 60 ms there and back."""
+    import bitrate_link as live
+
+    variants = {"ours": (True, True), "regions": (True, False), "plain": (False, False)}  # regions, stills
+    for name, (regions, stills) in variants.items():
+        clients = []
+        for scene in SCENES if full else ("desk",):
+            one = [live.client(name, scene, 0, ours=regions, fetch=stills)]
+            asyncio.run(live.run(one, IMPAIRED, 45 if full else 20, plain=not regions, seed=len(clients)))
+            clients += one
+        found = live.figures(clients)
+        line(measured="link", variant=name, load=round(os.getloadavg()[0], 1), **found)
+        for key in ("accuracy", "answer_s_p50", "answer_s_p95", "picture_age_s_p95"):
+            summary[f"link_{name}_{key}"] = found[key]
+
+
+def shared(summary: dict[str, Any], full: bool) -> None:
+    """Four cameras share an uplink of 320 kb/s: by worth, or evenly."""
+    import bitrate_link as live
+
+    capacity = 320_000
+    network = {"up": {"rate": str(capacity), "delay": "20ms"}, "down": {"delay": "20ms"}}
+    base = [
+        live.client(f"{scene}{seed}", scene, seed, ours=True)
+        for scene, seed in (("desk", 0), ("street", 0), ("lab", 0), ("desk", 1))
+    ]
+    for name, equal in (("worth", False), ("equal", True)):
+        clients = live.fresh(base)
+        asyncio.run(
+            live.run(clients, network, 40 if full else 20, plain=False, uplink_bps=capacity, equal=equal)
+        )
+        found = live.figures(clients)
+        line(measured="shared", variant=name, load=round(os.getloadavg()[0], 1), **found)
+        for key in ("accuracy", "pictures_accuracy", "picture_age_s_p95", "fairness"):
+            summary[f"shared_{name}_{key}"] = found[key]
+
+
 def parts() -> dict[str, Callable[[dict[str, Any], argparse.Namespace], None]]:
     def run_b90(summary: dict[str, Any], chosen: argparse.Namespace) -> None:
         names = chosen.ways.split(",") if chosen.ways else list(WAYS)
         b90(summary, chosen.scenes.split(","), [int(s) for s in chosen.seeds.split(",")], names)
 
-    return {"b90": run_b90, "allocator": lambda summary, chosen: allocator(summary, full=chosen.full)}
+    return {
+        "b90": run_b90,
+        "allocator": lambda summary, chosen: allocator(summary, full=chosen.full),
+        "link": lambda summary, chosen: link(summary, full=chosen.full),
+        "shared": lambda summary, chosen: shared(summary, full=chosen.full),
+    }
 
 
 def main() -> None:

@@ -37,6 +37,7 @@ window.marks = {};
 RTCPeerConnection.prototype.createDataChannel = function (...args) {
     const channel = made.apply(this, args);
     channel.addEventListener('message', ({data}) => {
+        if (typeof data !== 'string') return;
         const message = JSON.parse(data);
         const now = performance.now();
         if (message.type === 'hello') window.marks.hello = now;

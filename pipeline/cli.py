@@ -293,6 +293,7 @@ def netlab(
         typer.Option(help="YAML: up, down and script, each direction and step apart (docs/netlab.md)"),
     ] = None,
     seed: Annotated[int, typer.Option(help="the same seed loses the same packets")] = 0,
+    shared: Annotated[bool, typer.Option("--shared", help="all sessions share one such link")] = False,
 ) -> None:
     """Put a bad network in front of a running server: loss, delay, jitter, limits, scripted in time."""
     lab = importlib.import_module(f"{_ROOT}.transport.netlab")
@@ -308,7 +309,7 @@ def netlab(
             soft_wrap=True,
         )
 
-    asyncio.run(lab.serve(server, written, port=port, seed=seed, on_ready=on_ready))
+    asyncio.run(lab.serve(server, written, port=port, seed=seed, shared=shared, on_ready=on_ready))
 
 
 @app.command()

@@ -273,10 +273,10 @@ def test_stills_are_of_the_moment_asked_for_though_clocks_disagree(skew: int) ->
         for n in range(20):
             both.sender.picture(picture(now - (19 - n) * 100 * MS, 50 + n))
         wanted = clock.now() - 900 * MS
-        still = await both.focus.fetch((0, 0, 0.25, 0.25), wanted)
+        still = await both.focus.fetch((0, 0, 0.25, 0.25), wanted, deadline_ms=10_000)
         assert (still.width, still.height) == (80, 60)
         assert abs(still.pts - wanted) <= 60 * MS
-        whole = await both.focus.fetch((0, 0, 1, 1))
+        whole = await both.focus.fetch((0, 0, 1, 1), deadline_ms=10_000)
         assert (whole.width, whole.height) == (320, 240)
         both.close()
 
@@ -289,7 +289,7 @@ def test_a_still_keeps_within_the_bytes_allowed() -> None:
         both.focus.receive(both.sender.caps().pack())
         noise = np.random.default_rng(0).integers(0, 255, (240, 320, 3)).astype(np.uint8)
         both.sender.picture(VideoFrame(pts=both.theirs.now(), image=noise))
-        small = await both.focus.fetch((0, 0, 1, 1), max_bytes=2000)
+        small = await both.focus.fetch((0, 0, 1, 1), max_bytes=2000, deadline_ms=10_000)
         assert small.width < 320
         assert both.focus.figures.still_bytes <= 2000
         both.close()

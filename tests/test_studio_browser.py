@@ -27,6 +27,7 @@ window.said = [];
 RTCPeerConnection.prototype.createDataChannel = function (...args) {
     const channel = make.apply(this, args);
     channel.addEventListener('message', ({data}) => {
+        if (typeof data !== 'string') return;
         const message = JSON.parse(data);
         window.said.push(message);
         if (message.kind === 'commit') window.heardBefore ??= window.heard;

@@ -23,14 +23,17 @@ from ..pipeline.clock import SECOND, Clock
 from ..pipeline.stage import StageError
 from ..pipeline.units import VideoFormat
 from . import _compat
+from .bandwidth import Bandwidth
 from .edge_camera import Camera
 from .edge_sender import EdgeSender, fetch_of
 from .liveness import Liveness
+from .uplink import uplink_of
 
 log = logging.getLogger(__name__)
 
 CONNECT = 15 * SECOND
 CAPS_EVERY = SECOND
+START_BPS = 300_000  # that the path is taken to carry at first: more would fill a narrow one for seconds
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # s
 STEADY = 30 * SECOND  # a connection that held so long begins its pauses anew
 CLOSE = 1.5  # s
@@ -93,6 +96,9 @@ class EdgeSession:
         self.pc = RTCPeerConnection(RTCConfiguration(iceServers=[]))
         self.pc.on("connectionstatechange", self._state)
         transceiver = self.pc.addTransceiver(self.sender.out, direction="sendonly")
+        uplink = uplink_of(transceiver.sender.transport)
+        uplink.bandwidth = Bandwidth(START_BPS)
+        uplink.pacer.target_bps = START_BPS
         codecs = RTCRtpSender.getCapabilities("video").codecs
         name = f"video/{options.codec}".lower()
         transceiver.setCodecPreferences(

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 MAX_MESSAGES = 50  # a second, of the far end's; more are not read
 MAX_FETCHES = 4  # under way
 FETCH_RATE = 10  # a second
+FIRST_RATE = SECOND  # that a far end may take to tell its rate; one that speaks none of this gets all
 WORN = 60 * SECOND  # a map of a picture older than that: the clocks disagree, its arrival counts
 
 
@@ -83,6 +84,7 @@ class EdgeSender:
         self.still_bytes = 0
         self._reply = reply
         self._size = (0, 0)
+        self._first: int | None = None  # pts of the first picture
         self._caps_seq = 0
         self._made = (0, clock.now())  # bytes, when
         self._heard: deque[int] = deque(maxlen=MAX_MESSAGES)
@@ -95,7 +97,11 @@ class EdgeSender:
         """One of the camera's, each of them."""
         self._size = frame.width, frame.height
         self.ring.add(frame)
-        self.out.show(frame)
+        if self._first is None:
+            self._first = frame.pts
+        # the first RATE is on its way: an encoder opened for another would begin with two keyframes
+        if self.rate is not None or frame.pts - self._first >= FIRST_RATE:
+            self.out.show(frame)
 
     def caps(self, path_kbps: int = 0) -> Caps:
         """path_kbps: 0 while it is not known."""

@@ -131,7 +131,8 @@ class Focus:
             self.learner.new_topic()
         confidence = fields.get("confidence")
         if isinstance(confidence, int | float) and self.caps is not None and self.caps.sent_kbps:
-            self.learner.answered(self.caps.sent_kbps / self.fps, float(confidence))
+            # as the curve is over bits without regions, so are the observations
+            self.learner.answered(self.caps.sent_kbps / self.fps / self._scale, float(confidence))
 
     def stream(self, now: int) -> Stream | None:
         """What it asks of the budget; None when its client cannot be told."""
@@ -149,11 +150,16 @@ class Focus:
             active=asked is None or now - asked < ACTIVE,
             audio=self._plan.uses_port(node.name, "audio"),
             path_kbps=self.caps.path_kbps or math.inf,
-            scale=SAVED if self.caps.dqp >= 12 else 1.0,
+            scale=self._scale,
             deadline_s=uplink.deadline / SECOND,
             least_kbps=uplink.least / 1000,
             most_kbps=uplink.most / 1000,
         )
+
+    @property
+    def _scale(self) -> float:
+        """What the sender's regions save now."""
+        return SAVED if self.caps is not None and self.caps.dqp >= 12 else 1.0
 
     def grant(self, grant: Grant) -> None:
         """Of the budget."""

@@ -47,7 +47,8 @@ def read_file(path: Path) -> Mapping[str, Any]:
 
 
 class Netlab:
-    """upstream: the server's URL. written: as `impairment.read` takes it; each session starts its script anew."""
+    """upstream: the server's URL. written: as `impairment.read` takes it; each session starts its script anew.
+    shared: all sessions go through one and the same link, whose script began with the first."""
 
     def __init__(
         self,
@@ -57,6 +58,7 @@ class Netlab:
         *,
         seed: int = 0,
         host: str = "127.0.0.1",
+        shared: bool = False,
     ) -> None:
         parts = urlsplit(upstream)
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -67,6 +69,7 @@ class Netlab:
         self.clock = clock
         self.seed = seed
         self.host = host
+        self.shared = shared
         self.relays: list[Relay] = []
         self._sessions = 0
         self._http: aiohttp.ClientSession | None = None
@@ -99,9 +102,14 @@ class Netlab:
             raise web.HTTPServiceUnavailable(
                 text=f"{MAX_RELAYS} sessions run through this laboratory already"
             )
-        up, down = impairment.read(self.written, self.seed + self._sessions)
+        first = self.relays[0] if self.shared and self.relays else None
+        up, down = (
+            (first.up, first.down) if first else impairment.read(self.written, self.seed + self._sessions)
+        )
         self._sessions += 1
         relay = await Relay(self.clock, up, down, self.host).start()
+        if first is not None:
+            relay.started = first.started  # the link's time
         self.relays.append(relay)
         return relay
 
@@ -128,7 +136,8 @@ class Netlab:
                 content = await answer.read()
                 if relay is not None and answer.status < 300:
                     content = _map_sdp(answer.content_type, content, relay.to_client)
-                    relay.restart_script()
+                    if not self.shared or relay is self.relays[0]:
+                        relay.restart_script()
                 kept = {k: v for k, v in answer.headers.items() if k.lower() not in _HOP}
                 return web.Response(status=answer.status, body=content, headers=kept)
         except aiohttp.ClientError as e:
@@ -155,10 +164,11 @@ async def serve(
     host: str = "127.0.0.1",
     port: int = 8090,
     seed: int = 0,
+    shared: bool = False,
     on_ready: Callable[[str], None] = lambda url: None,
 ) -> None:
     """Serve until cancelled. Raises: StageError."""
-    lab = Netlab(upstream, written, MonotonicClock(), seed=seed, host=host)
+    lab = Netlab(upstream, written, MonotonicClock(), seed=seed, host=host, shared=shared)
     runner = web.AppRunner(lab.app(), access_log=None, shutdown_timeout=0.5)
     await runner.setup()
     try:

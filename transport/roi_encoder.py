@@ -17,6 +17,7 @@ import av
 import av.filter
 from av.sidedata.sidedata import Type
 
+from ..pipeline.clock import SECOND
 from .encoders import H264Encoder, VideoEncoder
 from .ffmpeg_encoder import VIDEO_HZ
 from .importance import ImportanceMap, Region, regions
@@ -34,6 +35,8 @@ VP8_UNHURRIED_FPS = 10.0
 SLOW_FPS = 5.0  # up to here x264 has the time for its better presets
 X264_FAST, X264_SLOW = "veryfast", "medium"
 AQ_STRENGTH = 1.0  # x264 ignores regions without adaptive quantisation (0.02 is enough)
+SUNK = 0.5  # of the rate it was opened for: x264 would pay its debts at the old rate with seconds of mud ...
+SUNK_PATIENCE = SECOND  # ... so it begins anew, with a keyframe of the new rate
 REFPS = 1.3  # times off the rate it was opened for: another encoder, for its rate control counts by pictures
 
 
@@ -97,14 +100,16 @@ class RoiEncoder:
         self.preset = preset
         self.dqp = 0.0
         self.bytes = 0  # made so far
-        self.opened = 0  # times, for another frame rate
+        self.opened = 0  # times
         self._inner: VideoEncoder | None = None
         self._fps = 0.0
+        self._opened_bps = 0
+        self._low_since: int | None = None
         self._writer: RegionWriter | None = None
 
     def encode(self, picture: av.VideoFrame, keyframe: bool, now: int) -> tuple[bytes, bool]:
         inner = self._inner
-        if inner is None or max(self.fps / self._fps, self._fps / self.fps) > REFPS:
+        if inner is None or max(self.fps / self._fps, self._fps / self.fps) > REFPS or self._sunk(now):
             inner = self._inner = self._make()
         inner.bitrate_bps = self.bitrate_bps
         found = self.current()
@@ -114,6 +119,13 @@ class RoiEncoder:
         data, is_keyframe = inner.encode(picture, keyframe, now)
         self.bytes += len(data)
         return data, is_keyframe
+
+    def _sunk(self, now: int) -> bool:
+        if self.codec != "H264" or self.bitrate_bps > SUNK * self._opened_bps:
+            self._low_since = None
+        elif self._low_since is None:
+            self._low_since = now
+        return self._low_since is not None and now - self._low_since >= SUNK_PATIENCE
 
     def _attach(self, picture: av.VideoFrame, found: ImportanceMap) -> av.VideoFrame:
         writer = self._writer
@@ -129,6 +141,7 @@ class RoiEncoder:
     def _make(self) -> VideoEncoder:
         self.opened += 1
         self._fps = self.fps
+        self._opened_bps, self._low_since = self.bitrate_bps, None
         if self.codec == "VP8":
             cpu_used = VP8_CPU_USED if self._fps <= VP8_UNHURRIED_FPS else VP8_HURRIED
             return RungVp8Encoder(self.bitrate_bps, cpu_used, qmax=63)

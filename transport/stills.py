@@ -115,13 +115,18 @@ def answer(fetch: Fetch, frame: VideoFrame | None, sender_ms: Callable[[int], in
     if frame is None:
         return NoStill(fetch.id, "no picture was taken yet")
     rgb, box = crop_rgb(frame, fetch.box)
-    data = b""
     while True:
-        for quality in QUALITIES:
-            data = encode_still(rgb, quality)
-            if len(data) <= fetch.max_bytes:
-                height, width = rgb.shape[:2]
-                return Still(fetch.id, sender_ms(frame.pts), box, width, height, data)
+        data = encode_still(
+            rgb, QUALITIES[-1]
+        )  # first: when even that is too large, the others need no trial
+        if len(data) <= fetch.max_bytes:
+            for quality in QUALITIES[:-1]:
+                better = encode_still(rgb, quality)
+                if len(better) <= fetch.max_bytes:
+                    data = better
+                    break
+            height, width = rgb.shape[:2]
+            return Still(fetch.id, sender_ms(frame.pts), box, width, height, data)
         if min(rgb.shape[:2]) * SHRINK < LEAST_SIDE:
             return NoStill(fetch.id, f"it needs {len(data)} bytes at least; {fetch.max_bytes} were allowed")
         size = round(rgb.shape[1] * SHRINK), round(rgb.shape[0] * SHRINK)

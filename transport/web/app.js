@@ -2,6 +2,7 @@
 
 import { Comeback } from "./comeback.js";
 import { Figures } from "./figures.js";
+import { Gaze } from "./gaze.js";
 import { Graphs } from "./graphs.js";
 import { Loudness, Media } from "./media.js";
 import { Orb } from "./orb.js";
@@ -24,13 +25,14 @@ let link = null;
 let attempt = 0;
 let countdown = 0;
 
-const media = new Media({ ended: (kind) => { on[kind] = false; link?.replace(kind, null); showDevices(); note(`The ${kind === "video" ? "camera" : "microphone"} was disconnected.`); } });
+const media = new Media({ ended: (kind) => { on[kind] = false; if (kind === "video") gaze.source(null); link?.replace(kind, null); showDevices(); note(`The ${kind === "video" ? "camera" : "microphone"} was disconnected.`); } });
 const captions = new Captions();
 const talk = new Talk();
 const params = new Params((node, values) => link?.send("params", { node, values }));
 const figures = new Figures();
 const graphs = new Graphs();
 const comeback = new Comeback();
+const gaze = new Gaze({ overlay: $("gaze"), picture: $("remote"), words: $("gaze-words") });
 const mine = new Loudness();
 const theirs = new Loudness();
 const orb = new Orb($("orb"));
@@ -55,6 +57,7 @@ function become(next, detail = "") {
   $("start").textContent = next === "connecting" ? "Connecting…" : "Start";
   $("chat-line").disabled = $("chat-send").disabled = next !== "live";
   $("chat-line").placeholder = next === "live" ? "Write a line" : "Connect to write a line";
+  $("gaze").hidden = $("gaze-box").hidden = next !== "live";
   if (next !== "live") { $("interrupt").hidden = true; $("veil").hidden = true; $("ideas").replaceChildren(); orb.hide(); }
 }
 
@@ -94,7 +97,8 @@ async function connect() {
       on: { message: receive, track: show, open: () => {}, lost: (error) => link === mineNow && lost(error), rtt: (ms) => { $("rtt-ms").textContent = `${ms.toFixed(0)} ms`; } },
     });
     link = mineNow;
-    const { audio, video } = media.tracks;
+    gaze.attach(link);
+    const { audio } = media.tracks, video = gaze.source(media.tracks.video);
     const same = await link.open({ graph: graphs.chosen, audio, video, resume: comeback.ticket });
     if (link !== mineNow) return;
     attempt = 0;
@@ -112,6 +116,7 @@ async function connect() {
 function lost(error) {
   link?.close({ keep: Boolean(comeback.ticket) });
   link = null;
+  gaze.attach(null);
   clearRemote({ back: error.retry && comeback.ticket });
   if (!error.retry) { become("failed"); trouble(error); $("retry").focus(); return; }
   // the session still runs: the first try is made at once
@@ -144,6 +149,8 @@ function drop() {
   comeback.forget();
   link?.close();
   link = null;
+  gaze.attach(null);
+  gaze.source(null);
   clearRemote();
   media.release("audio");
   media.release("video");
@@ -207,6 +214,7 @@ const HANDLERS = {
     figures.show(message);
     link?.received().then((received) => figures.page(received), () => {});
   },
+  fetch(message) { gaze.fetch(message); },
   error({ message, about }) { note(about ? `${message} (${about})` : message, { bad: true }); },
 };
 
@@ -246,9 +254,9 @@ async function toggle(kind) {
     if (on[kind] && !media.tracks[kind]) {
       for (const words of await media.acquire([kind])) note(words);
       on[kind] = Boolean(media.tracks[kind]);
-      await link?.replace(kind, media.tracks[kind]);
+      await link?.replace(kind, kind === "video" ? gaze.source(media.tracks.video) : media.tracks[kind]);
     }
-    if (kind === "video" && !on.video) { media.release("video"); await link?.replace("video", null); }
+    if (kind === "video" && !on.video) { media.release("video"); gaze.source(null); await link?.replace("video", null); }
     // a muted microphone still sends silence, so that the end of your sentence is heard
     if (kind === "audio" && media.tracks.audio) media.tracks.audio.enabled = on.audio;
   }
@@ -313,6 +321,7 @@ $("leave").onclick = leave;
 $("mic").onclick = () => toggle("audio");
 $("cam").onclick = () => toggle("video");
 $("sound").onclick = () => toggle("sound");
+$("gaze-on").onchange = ({ target }) => { gaze.saving = target.checked; };
 $("interrupt").onclick = interrupt;
 $("chat").onsubmit = (event) => { event.preventDefault(); say($("chat-line").value.trim()); $("chat-line").value = ""; };
 document.addEventListener("click", () => { const { paused, srcObject } = $("voice"); if (paused && srcObject) $("voice").play().catch(() => {}); });

@@ -87,6 +87,7 @@ export class Link {
     this.#pc = new RTCPeerConnection({ iceServers: servers });
     this.#pc.onicecandidate = ({ candidate }) => this.#found(candidate);
     this.#channel = this.#pc.createDataChannel("penstock", { ordered: true });
+    this.realtime = this.#pc.createDataChannel("penstock-rt", { ordered: false, maxRetransmits: 0 });
     this.#channel.onmessage = (event) => this.#receive(event.data);
     this.#channel.onclose = () => this.#lose("The connection was closed", this.#ending);
     this.#pc.ontrack = ({ track, receiver }) => {
@@ -142,6 +143,23 @@ export class Link {
     if (this.#channel.readyState !== "open") return false;
     this.#channel.send(JSON.stringify({ v: VERSION, type, ...fields }));
     return true;
+  }
+
+  /** One binary message on the reliable channel. */
+  sendBytes(buffer) {
+    if (this.#channel.readyState === "open") this.#channel.send(buffer);
+  }
+
+  /** Bound what the camera sends; 0 kbps: as the path allows. */
+  async tune({ kbps, fps }) {
+    const sender = this.#senders.video;
+    const parameters = sender?.getParameters();
+    if (!parameters?.encodings?.length) return;
+    const [first] = parameters.encodings;
+    if (kbps) first.maxBitrate = kbps * 1000;
+    else delete first.maxBitrate;
+    first.maxFramerate = Math.max(1, Math.round(fps));
+    await sender.setParameters(parameters).catch(() => {}); // between two offers it cannot be set: the next RATE will
   }
 
   /** The server says why it is about to close. */
