@@ -26,9 +26,10 @@ BACKOFF = 0.85  # section 5.5, beta
 CUT_MOST = 0.5  # of the estimate stays, whatever was received
 RECEIVED_MS = 500.0  # window of the received rate ...
 SUDDEN_MS = 150.0  # ... and while a queue grows
-STANDING_MS = 100.0  # a late loop hands on what waited in one burst: only a delay that each packet of that time had is a queue
+# a late loop hands on what waited in one burst: only a delay that each packet of that time had is a queue
+STANDING_MS = 100.0
 STANDING_GROUPS = 9  # of packets, at least
-DRAIN = 60.0  # ms
+DRAIN = 60.0  # ms of standing queue that are drained by sending less
 FELL_MS = 400.0  # that a queue surely stands after its link's rate has fallen, before its arrivals show it
 TRAIN, TRAIN_SENT_MS = 5, 25.0  # packets sent within that time, one picture's ...
 TRAIN_MS = 60.0  # ... whose arrival takes that long
@@ -53,9 +54,8 @@ class Trend:
 
     def __init__(self) -> None:
         self.state = "normal"  # "overuse": a queue grows, "underuse": it drains
-        self.queue_ms = (
-            0.0  # by how much every packet of the last STANDING_MS was slower than the fastest lately
-        )
+        # by how much every packet of the last STANDING_MS was slower than the fastest lately
+        self.queue_ms = 0.0
         self._group: list[float] | None = None  # first sent, last sent, last arrival
         self._before: list[float] | None = None
         self._points: deque[tuple[float, float]] = deque(maxlen=WINDOW)

@@ -47,14 +47,11 @@ from .red import Redundancy
 from .uplink import Uplink, uplink_of
 
 HISTORY = 768  # packets kept for repeats: 2 s at 3 Mb/s
-TAIL_FPS, TAIL_AFTER = (
-    12.0,
-    20 * MS,
-)  # up to so many pictures a second the last packet of each is sent twice, so late
+# up to so many pictures a second the last packet of each is sent twice, so much later
+TAIL_FPS, TAIL_AFTER = 12.0, 20 * MS
 REPEAT_APART = 20 * MS  # the same packet again: a NACK that crossed the repeat
-KEYFRAME_APART = (
-    300 * MS
-)  # requests in between are answered once, at its end; or longer, while the last is on its way
+# requests in between are answered once, at its end; or later, while the last keyframe is on its way
+KEYFRAME_APART = 300 * MS
 
 
 def level_dbov(pcm: NDArray[np.int16]) -> int:
