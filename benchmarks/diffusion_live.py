@@ -99,6 +99,7 @@ def live(sessions: int, seconds: float, side: int = 128) -> dict[str, Any]:
         "within_ms": 150,
         **_ages(all_of),
         "shown": round(shown / sent, 3),
+        "passed_through": round(sum(s.passed for s in all_of) / sent, 3),
         "late": round(late / sent, 3),
         "mixed_up": mixed,
         "rows_per_forward": device.stats()["rows_per_forward"],

@@ -49,6 +49,14 @@ class Residual(nn.Module):
         return x + self.conv2(F.silu(self.film(self.conv1(F.silu(x)), cond)))
 
 
+def _calmed(x: Tensor) -> Tensor:
+    """Blurred before it is halved: what aliases there changes with every pixel that the camera moves.
+
+    Source: Zhang, "Making Convolutional Networks Shift-Invariant Again" (2019), §3.2; a box in place of the binomial.
+    """
+    return F.avg_pool2d(x, 3, 1, 1)
+
+
 class RestyleNet(nn.Module):
     """(noisy picture, source, previous result, noise level, condition) → the restyled picture.
 
@@ -66,6 +74,7 @@ class RestyleNet(nn.Module):
         half, a, b, c = widths
         self.words = nn.Embedding(vocabulary, cond, padding_idx=0)
         self.text = nn.Sequential(nn.Linear(cond, cond), nn.SiLU(), nn.Linear(cond, cond))
+        self.hard = nn.Linear(cond, 1)  # whether the cells are shown with their edges, by the prompt
         self.time = nn.Sequential(nn.Linear(32, cond), nn.SiLU(), nn.Linear(cond, cond))
         # 3 pictures × 4 sub-pixels, and the cells' mean colours: without those, mosaics would need a receptive
         # field and a precision that the thin outer levels do not have
@@ -109,16 +118,20 @@ class RestyleNet(nn.Module):
         # one unshuffle of all nine channels: (B, 36, H/2, W/2), four sub-pixels to each channel
         p = F.pixel_unshuffle(torch.cat([noisy, source, previous], 1), 2)
         s = p[:, 12:24]
-        cells = F.avg_pool2d(s, CELL // 2).unflatten(1, (3, 4)).mean(2)  # (B, 3, H/8, W/8)
-        cells = F.interpolate(cells, scale_factor=CELL / 2, mode="nearest")  # (B, 3, H/2, W/2)
+        mean = s.unflatten(1, (3, 4)).mean(2)  # (B, 3, H/2, W/2)
+        # cells belong to the screen: but for mosaics they are a blur that moves with the picture, or all would flicker
+        hard = torch.sigmoid(self.hard(prompt))[:, :, None, None]
+        cells = F.interpolate(F.avg_pool2d(mean, CELL // 2), scale_factor=CELL / 2, mode="nearest")
+        soft = F.avg_pool2d(mean, CELL // 2 + 1, 1, CELL // 4, count_include_pad=False)
+        cells = torch.lerp(soft, cells, hard)  # (B, 3, H/2, W/2)
         h = F.silu(self.stem_film(self.stem(torch.cat([p, cells], 1)), cond))  # (B, 16, H/2, W/2)
-        e0 = self.enc0(self.down0(h), cond)  # H/4
-        e1 = self.enc1(self.down1(e0), cond)  # H/8
-        x = self.down2(e1)  # H/16
+        e0 = self.enc0(self.down0(_calmed(h)), cond)  # H/4
+        e1 = self.enc1(self.down1(_calmed(e0)), cond)  # H/8
+        x = self.down2(_calmed(e1))  # H/16
         for block in self.mid:
             x = block(x, cond)
-        x = self.dec1(F.interpolate(self.up1(x), scale_factor=2.0, mode="nearest") + e1, cond)
-        x = self.dec0(F.interpolate(self.up0(x), scale_factor=2.0, mode="nearest") + e0, cond)
+        x = self.dec1(F.interpolate(self.up1(x), scale_factor=2.0, mode="bilinear") + e1, cond)
+        x = self.dec0(F.interpolate(self.up0(x), scale_factor=2.0, mode="bilinear") + e0, cond)
         x = torch.cat([F.pixel_shuffle(self.up(x), 2), h], 1)
         x = F.silu(self.head1_film(self.head1(x), cond))
         x = F.silu(self.head2_film(self.head2(x), cond))

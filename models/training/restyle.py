@@ -155,12 +155,14 @@ class Singles:
         seen: list[NDArray[np.float32]] = []
         drawn: list[NDArray[np.float32]] = []
         ids: list[list[int]] = []
+        mosaic: list[bool] = []
         for _ in range(count):
             image, w = self._cut(), wish(rng, self._often)
             level = 0.0 if rng.random() < 0.3 else float(rng.uniform(0, 0.04))
             drawn.append(teachers.apply(image, w.style, w.ink, w.modifiers)[inner, inner])
             seen.append(scenes.sensor(rng, image[inner, inner], level))
             ids.append(padded(read(w.prompt).ids))
+            mosaic.append(w.style == "pixel")
         source, target = _tensor([[s] for s in seen])[0], _tensor([[d] for d in drawn])[0]
         half = count // 2
         sigma = torch.empty(count).uniform_(0.65, 0.95, generator=noise)
@@ -178,7 +180,11 @@ class Singles:
         before = rough(before) * (torch.rand(count, 1, 1, 1, generator=noise) > 0.35)
         s = sigma[:, None, None, None]
         noisy = (1 - s) * base + s * torch.randn(base.shape, generator=noise)
-        return picture_loss(draw(net, noisy, source, before, sigma, net.encode(torch.tensor(ids))), target)
+        prompt = net.encode(torch.tensor(ids))
+        edges = F.binary_cross_entropy_with_logits(
+            net.hard(prompt)[:, 0].float(), torch.tensor(mosaic).float()
+        )
+        return picture_loss(draw(net, noisy, source, before, sigma, prompt), target) + 0.1 * edges
 
 
 def draw(
