@@ -32,6 +32,7 @@ from penstock.pipeline.virtual_loop import run_virtual
 from report import line, note, percentile, rss_mb
 
 ROOT = Path(__file__).resolve().parent.parent
+PEERS_S = 150
 PCM = np.zeros((320, 1), np.int16)  # 20 ms at 16 kHz
 BURST = (8, 1)  # frames in flight: as a busy stream has them, and one at a time as an idle one
 
@@ -388,9 +389,16 @@ def peers() -> dict[str, object]:
     if not python.exists():
         return nothing | {"peers_reason": "not installed here: make bench-peers installs and runs them"}
     note("peers: pipecat and livekit, paired with ours in their environment")
-    done = subprocess.run(
-        [python, ROOT / "benchmarks" / "peers.py"], capture_output=True, text=True, check=False
-    )
+    try:
+        done = subprocess.run(
+            [python, ROOT / "benchmarks" / "peers.py"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=PEERS_S,
+        )
+    except subprocess.TimeoutExpired:
+        return nothing | {"peers_reason": f"not done within {PEERS_S} s: see make bench-peers"}
     if done.returncode:
         return nothing | {"peers_reason": (done.stderr.strip().splitlines() or ["failed"])[-1][:300]}
     *rows, summary = [json.loads(row) for row in done.stdout.splitlines()]

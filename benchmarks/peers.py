@@ -115,7 +115,7 @@ def main() -> None:
         logger.remove()
     except ImportError:
         pass
-    frames, rounds = (5_000, 7) if "--full" in sys.argv else (1_000, 3)
+    frames, rounds = (5_000, 7) if "--full" in sys.argv else (500, 3)
     result: dict[str, float | None] = {}
     for hops in (1, 4, 16):
         engines: dict[str, Callable[[], Coroutine[Any, Any, float]]] = {
