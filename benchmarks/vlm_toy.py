@@ -157,7 +157,7 @@ def speed(model: ToyModel) -> dict[str, float]:
 
 
 def needle(model: ToyModel, worlds: int, hours: float, every_s: int = 10) -> float:
-    """ "What left last", over hours of stream at a picture every ten seconds: by age of the answer, tier and budget.
+    """ "What left last", over hours of stream at a picture every 10 or 20 seconds: by age of the answer, tier and budget.
 
     Recalled pictures (mean key, recent, random) are added to the plain recent window.
     """
@@ -228,5 +228,5 @@ def main(full: bool) -> dict[str, object]:
     model = ToyModel()
     figures: dict[str, object] = dict(held_out(model, 60 if full else 16))
     figures |= speed(model)
-    figures["toy_needle_event_log_worst_age"] = needle(model, 8 if full else 4, 4)
+    figures["toy_needle_event_log_worst_age"] = needle(model, 8 if full else 4, 4, 10 if full else 20)
     return figures

@@ -115,6 +115,7 @@ class Watch:
         self._epoch = 0  # of the answer that is being given
         self._last = self._checked = -(1 << 62)  # ns of the last picture taken, of the last check
         self._utterance = 0
+        self._passes = 1  # of a picture: one for each chunk of it
         self._tasks: list[asyncio.Task[None]] = []
         self._out: Outputs | None = None
 
@@ -127,7 +128,9 @@ class Watch:
         await pool.warm(
             self.name, lambda: Row(Say(Talk(VlmSession(model, tiny)), torch.tensor(sorted(model.stop)[:1])))
         )
-        pool.admit(Demand(self.name, rate_hz=self.fps, within=round(2 * SECOND / self.fps)))
+        picture = (await pool.call(model.look, image[None], image[None]))[0]
+        self._passes = 1 if model.whole else -(-picture.tokens.shape[1] // self.rows.runner.chunk)
+        pool.admit(Demand(self.name, self.fps, self._passes, round(2 * SECOND / self.fps)))
         if self.ctx.realtime:
             name = f"{self.ctx.session}/{self.ctx.node}"
             self._tasks = [
@@ -391,5 +394,7 @@ class Watch:
         at = self.ctx.clock.now() + 4 * _PATIENCE if deadline is None else deadline
         # a barge-in voids the answer, and neither pictures nor what was asked for in advance
         epoch = self._epoch if lane == WORDS else _FOREVER
-        result: Result = await self.ctx.pool().run(self.name, Row(job, lane=lane, deadline=at, epoch=epoch))
+        further = self._passes - 1 if isinstance(job, Take) and job.image is not None else 0
+        row = Row(job, lane=lane, deadline=at, epoch=epoch, further=further)
+        result: Result = await self.ctx.pool().run(self.name, row)
         return result
