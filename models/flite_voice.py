@@ -26,24 +26,45 @@ _STOP, _CONTINUE = -1, 0  # CST_AUDIO_STREAM_STOP, CST_AUDIO_STREAM_CONT
 _TOKEN_ENDS = b"R:Token.daughtern.R:SylStructure.daughtern.daughtern.R:Segment.end"
 
 
+_SILENT = 60  # of 32,768: flite's pauses are softer
+_PAUSES = ".,;:!?…)\"'"  # a clause that ends otherwise goes on in the next one
+
+
 class _Job:
-    """One call of synthesise. Keeps one piece back, so that the last can carry what had no mark."""
+    """One call of synthesise. Keeps one piece back, so that the last can carry what had no mark.
+
+    flite begins and ends every clause with 130 ms of silence: at the beginning nobody needs it, and where a
+    sentence was only cut it would be a stutter.
+    """
 
     def __init__(self, text: str, plain: str, sink: Sink, should_stop: Callable[[], bool]) -> None:
         self.text, self.plain, self.sink, self.should_stop = text, plain, sink, should_stop
         self.marked: Marked | None = None
         self.error: BaseException | None = None
         self._held: Spoken | None = None
+        self._silence: list[Spoken] = []  # after it
 
     def put(self, pcm: Any, until: int) -> None:
         assert self.marked is not None
-        if self._held is not None:
-            self.sink(self._held)
-        self._held = Spoken(pcm, self.marked.upto(until))
+        piece = Spoken(pcm, self.marked.upto(until))
+        if np.abs(pcm).max() < _SILENT:
+            if self._held is not None:
+                self._silence.append(piece)
+            return
+        for spoken in (self._held, *self._silence):
+            if spoken is not None:
+                self.sink(spoken)
+        self._held, self._silence = piece, []
 
     def end(self) -> None:
-        if self._held is not None and self.marked is not None and not self.should_stop():
-            self.sink(Spoken(self._held.pcm, self._held.text + self.marked.rest()))
+        if self._held is None or self.marked is None or self.should_stop():
+            return
+        pieces = [self._held, *self._silence]
+        if not self.text.rstrip().endswith(tuple(_PAUSES)):
+            pieces = [Spoken(self._held.pcm, "".join(p.text for p in pieces))]
+        for spoken in pieces[:-1]:
+            self.sink(spoken)
+        self.sink(Spoken(pieces[-1].pcm, pieces[-1].text + self.marked.rest()))
 
 
 class FliteVoice:

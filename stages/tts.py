@@ -18,6 +18,7 @@ from ..pipeline.stage import Context, Control, Flush, In, Out, Outputs, Ports, S
 from .clauses import ClauseCutter
 
 _CHUNK_MS = 60  # the longest frame put; 20–80 ms suits packets and lets a barge-in cut finely
+_PATIENCE = 30 * SECOND  # a deadline that no call misses, so that speech goes before work that has none
 
 
 class StreamTts(Stage):
@@ -46,6 +47,8 @@ class StreamTts(Stage):
 
     async def setup(self) -> None:
         self._voice = await self.load()
+        # the first call of a voice reads its tables from disk
+        await self.ctx.pool().call(self._voice.synthesise, "Ready.", lambda piece: None, lambda: False)
         self._cutter = ClauseCutter()
         self._utterance: int | None = None
         self._void = 0  # frames of an older epoch are not spoken
@@ -115,7 +118,7 @@ class StreamTts(Stage):
 
         async def produce() -> None:
             try:
-                await self.ctx.pool().call(synthesise)
+                await self.ctx.pool().call(synthesise, deadline=self.ctx.clock.now() + _PATIENCE)
             finally:
                 pieces.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,7 +66,7 @@ class LevelVoice:
         parts: list[NDArray[np.int16]] = []
         marks: list[Mark] = []
         at = samples = 0
-        for word in text.split():
+        for word in re.findall(r"r\d+w\d+\S*", text):
             reply, _, number = word.strip(".,").removeprefix("r").partition("w")
             length, end = WORD_MS * AUDIO_RATE // 1000, END_MS * AUDIO_RATE // 1000
             pcm = np.full(length, level(int(reply), int(number), False), np.int16)

@@ -131,6 +131,10 @@ def test_clauses_joined_are_the_text(deltas: list[str]) -> None:
         ("As far as I can see, it is dark.", ["As far as I can see, ", "it is dark."]),
         ("Mr. Smith has 3.14 pies. More", ["Mr. Smith has 3.14 pies. ", "More"]),
         ("At 10:30, no", ["At 10:30, no"]),
+        (
+            "The weather will stay sunny and warm for the rest of the whole week",
+            ["The weather will stay sunny and warm ", "for the rest of the whole week"],
+        ),
     ],
 )
 def test_clauses_end_where_one_breathes(text: str, clauses: list[str]) -> None:

@@ -118,7 +118,7 @@ def _frames(means: NDArray[np.float64], strengths: NDArray[np.float64]) -> NDArr
     else:
         out[:, LF0] = np.log(100.0)
     out[:, STRENGTH : STRENGTH + BANDS] = strengths[:count, :BANDS]
-    return out[:: 10 // STEP_MS]
+    return np.ascontiguousarray(out[:: 10 // STEP_MS])
 
 
 def trajectory(track: NDArray[np.float64], k: int) -> NDArray[np.float64]:

@@ -31,7 +31,7 @@ WINDOW = 240  # frames of an utterance seen at once
 RATE = 1.5e-3
 WARM = 150  # steps
 AVERAGE = 0.998  # of the weights, exponentially
-HELD_OUT = 24
+HELD_OUT = 16
 SAVE_EVERY = 200
 
 

@@ -1,0 +1,506 @@
+"""Speech and the spoken conversation, measured.
+
+    make bench AREA=voice [ARGS=--full]    (--full: round trips of every voice)
+
+Prints JSON lines, the summary last. Times are wall ms unless the name says otherwise.
+
+first_audio_ms: the first delta of a reply → its first frame out of `tts.stream`; the deltas come at once, word by word.
+rtf: CPU seconds for a second of speech.
+wer: 20 Harvard-like sentences through the voice and PocketSphinx with its large model; biased against formant voices.
+gap_free: share of replies of sessions that all speak at once, on a pool that is kept full, without a gap at the sink.
+barge_in_to_silence_ms: the onset told by the VAD → silence; at the sink on the virtual clock, at the ear of an aiortc
+client over loopback WebRTC.
+turn_end_to_audio_ms: the VAD's end of a spoken command → the answer's first sound; `voice_end_…`: the last loud sample.
+false_interruption_resume_ms: the VAD's end of a cough or "mm-hm" → the reply sounds again.
+spoken_context_exact: share of replies of which the model is told exactly the words whose last sample was heard.
+flow_*: the neural voice's streaming against one pass, and what a chunk costs late in a minute against early.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import av
+import jiwer
+import numpy as np
+import torch
+from aiortc.mediastreams import MediaStreamTrack
+from penstock.models import flow_voice, voices
+from penstock.models.flow_acoustic import FlowAcoustic
+from penstock.models.pocketsphinx_asr import open_recogniser
+from penstock.models.voice import NoVoice, Spoken, Voice
+from penstock.pipeline import registry
+from penstock.pipeline.clock import MS, SECOND, MonotonicClock
+from penstock.pipeline.compiler import compile_text
+from penstock.pipeline.frame import AudioFrame, EventFrame, Frame, TokenFrame
+from penstock.pipeline.pools import Pools
+from penstock.pipeline.session import Session
+from penstock.pipeline.stage import Out, Outputs, Ports, Stage
+from penstock.stages.tts import StreamTts
+from penstock.transport.outgoing import AUDIO_RATE, AudioOut
+from report import line, note, percentile, rss_mb
+from scipy.signal import resample_poly
+
+from tests.client import Client, serving
+from tests.conversation import Figures, Out_, Person, Script, simulate, talk
+
+ENGINES = ("flite:rms", "flite:slt", "flite:awb", "flite:kal16", "espeak", "flow")
+REPLIES = (
+    "I see a picture that is neither dark nor bright, mostly blue, with a lot of movement.",
+    "It is ten thirty in the morning.",
+    "Sorry, I did not understand. Ask what time is it, or name a style such as pencil sketch.",
+    "The weather in the mountains will stay sunny and warm for the rest of the week",
+    "Well, that depends on how many people you want to invite to the party on Saturday.",
+)
+SENTENCES = [
+    "the birch canoe slid on the smooth planks",
+    "glue the sheet to the dark blue background",
+    "it is easy to tell the depth of a well",
+    "these days a chicken leg is a rare dish",
+    "rice is often served in round bowls",
+    "the juice of lemons makes fine punch",
+    "the box was thrown beside the parked truck",
+    "four hours of steady work faced us",
+    "a large size in stockings is hard to sell",
+    "the boy was there when the sun rose",
+    "a rod is used to catch pink salmon",
+    "the source of the huge river is the clear spring",
+    "kick the ball straight and follow through",
+    "help the woman get back to her feet",
+    "a pot of tea helps to pass the evening",
+    "smoky fires lack flame and heat",
+    "the soft cushion broke the mans fall",
+    "the salt breeze came across from the sea",
+    "the girl at the booth sold fifty bonds",
+    "your meeting with the design team starts at half past three on thursday",
+]
+
+
+class Bench:
+    """Just enough of a session for one stage, with a real pool."""
+
+    session, node, epoch, realtime = "bench", "voice", 0, True
+    clock = MonotonicClock()
+    connected: frozenset[str] = frozenset({"text", "audio"})
+
+    def __init__(self, pools: Pools) -> None:
+        self._pools = pools
+
+    def pool(self, name: str | None = None) -> Any:
+        return self._pools.get(name or "main")
+
+    def emit(self, event: str, **fields: object) -> None:
+        pass
+
+
+class First:
+    """Outputs that note when the first frame came."""
+
+    epoch, source = 0, ""
+
+    def __init__(self) -> None:
+        self.at = 0.0
+        self.samples = 0
+
+    def post(self, port: str, frame: Frame) -> None:
+        assert isinstance(frame, AudioFrame)
+        self.at = self.at or time.perf_counter()
+        self.samples += len(frame.pcm)
+
+    async def send(self, port: str, frame: Frame) -> None:
+        self.post(port, frame)
+
+
+def known(name: str) -> Voice | None:
+    try:
+        return voices.load(name)
+    except NoVoice as e:
+        line(part="engine", engine=name, first_audio_ms_p50=None, reason=str(e))
+        return None
+
+
+async def engine(name: str, rounds: int = 4) -> dict[str, float]:
+    pools = Pools()
+    stage = StreamTts(StreamTts.Options(voice=name))  # type: ignore[arg-type]
+    stage.ctx = Bench(pools)  # type: ignore[assignment]
+    await stage.setup()
+    waits: list[float] = []
+    seconds = 0.0
+    utterance, cpu = 0, time.process_time()
+    for _ in range(rounds):
+        for text in REPLIES:
+            utterance += 1
+            out, begun = First(), time.perf_counter()
+            words = text.split(" ")
+            for i, word in enumerate(words):
+                end = i == len(words) - 1
+                await stage.process(
+                    "text", TokenFrame(pts=0, text=f"{word} ", utterance=utterance, end=end), out
+                )
+            waits.append((out.at - begun) * 1000)
+            seconds += out.samples / stage._voice.rate_hz
+    rtf = (time.process_time() - cpu) / seconds
+    pools.close()
+    figures = {
+        "first_audio_ms_p50": round(percentile(waits, 0.5), 1),
+        "first_audio_ms_p99": round(percentile(waits, 0.99), 1),
+        "rtf": round(rtf, 4),
+    }
+    line(part="engine", engine=name, **figures)
+    return figures
+
+
+def round_trip(name: str) -> float | None:
+    voice = known(name)
+    if voice is None:
+        return None
+    ear = open_recogniser()
+    heard: list[str] = []
+    for sentence in SENTENCES:
+        pieces: list[Spoken] = []
+        voice.synthesise(sentence[0].upper() + sentence[1:] + ".", pieces.append, lambda: False)
+        sound = np.concatenate([p.pcm for p in pieces]).astype(np.float32)
+        if voice.rate_hz != 16_000:
+            sound = resample_poly(sound, 16_000, voice.rate_hz).astype(np.float32)
+        sound *= 0.4 / np.abs(sound).max()
+        padded = np.concatenate([np.zeros(3200, np.float32), sound, np.zeros(4800, np.float32)])
+        padded += np.random.default_rng(0).normal(0, 1e-4, len(padded)).astype(np.float32)
+        ear.begin()
+        ear.advance(padded)
+        heard.append(ear.finish() or "-")
+    wer = round(jiwer.wer(SENTENCES, heard), 3)
+    line(part="round_trip", engine=name, wer=wer)
+    return wer
+
+
+# ---------------------------------------------------------------- a full pool
+
+
+async def full_pool(sessions: int = 4) -> float:
+    """Share of replies without a gap, while the pool's threads never rest."""
+    pools, text = Pools(), " ".join(REPLIES)
+    busy = True
+
+    def work() -> None:
+        end = time.thread_time() + 0.01
+        while time.thread_time() < end:
+            pass
+
+    async def fill() -> None:
+        while busy:
+            await pools.get("main").call(work)
+
+    async def one(number: int) -> float:
+        stage = StreamTts()
+        stage.ctx = Bench(pools)  # type: ignore[assignment]
+        await stage.setup()
+        track = AudioOut(MonotonicClock(), ahead=260 * MS)  # its own 60 ms and those of the edge before it
+        written = 0
+        steps: list[int] = []
+
+        class Sink(First):
+            async def send(self, port: str, frame: Frame) -> None:
+                nonlocal written
+                assert isinstance(frame, AudioFrame)
+                written += len(frame.pcm) * AUDIO_RATE // frame.rate_hz
+                await track.write(frame)
+
+        async def pull() -> None:
+            while True:
+                before = track.played
+                await track.pull()
+                steps.append(track.played - before)
+
+        pulling = asyncio.create_task(pull())
+        frame = TokenFrame(pts=0, text=text, utterance=number)
+        await stage.process("text", frame, Sink())
+        while track.played < written - AUDIO_RATE // 100:  # noqa: ASYNC110 - a benchmark
+            await asyncio.sleep(0.02)
+        pulling.cancel()
+        sounding = np.flatnonzero(steps)
+        missing = (sounding[-1] - sounding[0] + 1) * 20 - written * 1000 / AUDIO_RATE
+        return max(0.0, float(missing))
+
+    fillers = [asyncio.create_task(fill()) for _ in range(4)]
+    gaps = await asyncio.gather(*(one(n) for n in range(sessions)))
+    busy = False
+    await asyncio.gather(*fillers)
+    pools.close()
+    line(part="full_pool", sessions=sessions, gap_ms=[round(g) for g in gaps])
+    return round(sum(g < 40 for g in gaps) / len(gaps), 2)
+
+
+# ---------------------------------------------------------------- at the client's ear
+
+EAR = """
+penstock: 1
+graph: ear
+nodes:
+  ears:  {use: bench.ears}
+  turn:  {use: turn.manager, in: {speech: ears.speech, heard: ears.words, partial: ears.partial}}
+  voice: {use: tts.stream, in: ears.say, scope: reply}
+  out:   {use: webrtc.out, in: {audio: voice.audio}}
+cancel: {reply: {on: turn.barge_in, within: 120ms}}
+"""
+STORY = " ".join(REPLIES * 3)
+
+
+class BenchEars(Stage):
+    """Has the agent tell a story, and interrupts it again and again."""
+
+    ports = Ports(
+        outputs={
+            "speech": Out(EventFrame, "token"),
+            "words": Out(TokenFrame, "token"),
+            "partial": Out(TokenFrame, "token"),
+            "say": Out(TokenFrame, "token"),
+        }
+    )
+    onsets: list[float] = []  # noqa: RUF012 - read by the benchmark
+    rounds = 8
+
+    async def run(self, out: Outputs) -> None:
+        clock = self.ctx.clock
+        for n in range(self.rounds):
+            epoch = n  # each barge-in begins another
+            out.post("say", TokenFrame(pts=clock.now(), text=STORY, utterance=n + 1, epoch=epoch))
+            await clock.sleep(2200 * MS + n * 37 * MS)
+            out.post("speech", EventFrame(pts=clock.now(), name="speech_start"))
+            self.onsets.append(time.perf_counter())
+            await clock.sleep(300 * MS)
+            out.post("partial", TokenFrame(pts=clock.now(), text="stop"))
+            await clock.sleep(400 * MS)
+            out.post("speech", EventFrame(pts=clock.now(), name="speech_end"))
+            await clock.sleep(100 * MS)
+        await clock.sleep(SECOND)
+
+
+async def at_the_ear() -> dict[str, float]:
+    """Through a real server, SRTP and aiortc's jitter buffer."""
+    registry.EXTRA["bench.ears"] = BenchEars
+    plan = compile_text(EAR, "ear.yaml")
+    BenchEars.onsets.clear()
+    heard: list[tuple[float, float]] = []  # (when, loudest sample)
+    async with serving({"ear": plan}) as server:
+        client = Client()
+        client.pc.addTransceiver("audio", "recvonly")
+        await client.connect(server.url, "ear")
+
+        async def listen(track: MediaStreamTrack) -> None:
+            while True:
+                frame = await track.recv()
+                assert isinstance(frame, av.AudioFrame)
+                heard.append((time.perf_counter(), float(np.abs(frame.to_ndarray()).max())))
+
+        listening = asyncio.create_task(listen(client.tracks["audio"]))
+        await asyncio.sleep(BenchEars.rounds * 3.3 + 1.5)
+        listening.cancel()
+        await client.pc.close()
+    waits: list[float] = []
+    for onset in BenchEars.onsets:
+        loud = [at for at, peak in heard if onset - 0.5 < at < onset + 0.6 and peak > 200]
+        if loud:
+            waits.append(max(0.0, (max(loud) - onset) * 1000 + 20))
+    line(part="ear", rounds=len(waits), ms=[round(w) for w in waits])
+    if not waits:
+        return {}
+    return {"p50": round(percentile(waits, 0.5), 1), "p99": round(percentile(waits, 0.99), 1)}
+
+
+# ---------------------------------------------------------------- a spoken command
+
+COMMAND = """
+penstock: 1
+graph: command
+nodes:
+  mic:   {use: bench.mic}
+  vad:   {use: vad.silero, in: mic.audio}
+  asr:   {use: asr.pocketsphinx, in: {audio: mic.audio, speech: vad.speech}, params: {mode: commands}}
+  turn:  {use: turn.manager, in: {speech: vad.speech, heard: asr.commit, partial: asr.partial}}
+  agent: {use: agent.commands, in: {heard: turn.words}, scope: reply}
+  voice: {use: tts.stream, in: agent.say, scope: reply}
+  out:   {use: bench.out, in: {audio: voice.audio}}
+cancel: {reply: {on: turn.barge_in, within: 120ms}}
+"""
+
+
+class Mic(Stage):
+    """Somebody says "what time is it" and waits for the answer, at real-time pace."""
+
+    ports = Ports(outputs={"audio": Out(AudioFrame, "live")})
+    voice_ends: list[float] = []  # noqa: RUF012 - read by the benchmark
+    rounds = 5
+
+    async def run(self, out: Outputs) -> None:
+        pieces: list[Spoken] = []
+        (known("flite:slt") or voices.load("auto")).synthesise(
+            "what time is it", pieces.append, lambda: False
+        )
+        said = np.concatenate([p.pcm for p in pieces])
+        loud = int(np.flatnonzero(np.abs(said) > 600)[-1])
+        quiet = np.random.default_rng(0).normal(0, 20, 16_000 * 5).astype(np.int16)
+        start, sent = self.ctx.clock.now(), 0
+        for _ in range(self.rounds):
+            turn = quiet.copy()
+            turn[8_000 : 8_000 + len(said)] += said // 2
+            for at in range(0, len(turn), 320):
+                due = start + sent * SECOND // 16_000
+                await self.ctx.clock.sleep(max(0, due - self.ctx.clock.now()))
+                if at <= 8_000 + loud < at + 320:
+                    self.voice_ends.append(time.perf_counter())
+                await out.send("audio", AudioFrame(pts=due, pcm=turn[at : at + 320, None], rate_hz=16_000))
+                sent += 320
+
+
+class EarOut(Out_):
+    """Notes when sound begins after silence."""
+
+    begins: list[float] = []  # noqa: RUF012 - read by the benchmark
+
+    async def _pull(self) -> None:
+        quiet = 0
+        while True:
+            pcm, _ = await self.track.pull()
+            loud = np.abs(pcm).max() > 200
+            if loud and quiet > 25:
+                self.begins.append(time.perf_counter())
+            quiet = 0 if loud else quiet + 1
+
+
+async def command() -> dict[str, float | None]:
+    registry.EXTRA.update({"bench.mic": Mic, "bench.out": EarOut})
+    plan = compile_text(COMMAND, "command.yaml")
+    Mic.voice_ends.clear()
+    EarOut.begins.clear()
+    session = Session(plan, "s-bench", MonotonicClock())
+    ends: list[float] = []
+    session.listen(lambda e: ends.append(time.perf_counter()) if e.name == "speech_end" else None)
+    await session.start()
+    await session.wait()
+
+    def waits(marks: list[float]) -> list[float]:
+        return [
+            (b - max(m for m in marks if m < b)) * 1000 for b in EarOut.begins if any(m < b for m in marks)
+        ]
+
+    from_end, from_voice = waits(ends), waits(Mic.voice_ends)
+    line(part="command", answers=len(from_end), of=Mic.rounds, ms=[round(w) for w in from_end])
+    return {
+        "turn_end_to_audio_ms_p50": round(percentile(from_end, 0.5), 1) if from_end else None,
+        "voice_end_to_audio_ms_p50": round(percentile(from_voice, 0.5), 1) if from_voice else None,
+    }
+
+
+# ---------------------------------------------------------------- an hour on the virtual clock
+
+
+def conversation(seconds: float) -> dict[str, Any]:
+    script = Script(words=lambda reply: 4 + reply * 7 % 12)
+    found: list[Figures] = []
+    sizes: list[float] = []
+
+    async def scene(person: Person) -> None:
+        async def watch() -> None:
+            while True:
+                await asyncio.sleep(seconds / 6)
+                # the scripted ear and the list of requests grow; what the session itself holds must not
+                del script.requests[:-1]
+                sizes.append(rss_mb())
+
+        watching = asyncio.create_task(watch())
+        found.append(await talk(person, seconds, seed=7))
+        watching.cancel()
+
+    started = time.process_time()
+    simulate(scene, script)
+    it = found[0]
+    figures = {
+        "seconds": seconds,
+        "turns": it.turns,
+        "lost_turns": it.lost,
+        "stale_steps": it.stale,
+        "barge_ins": it.barge_ins,
+        "back_channels": it.backchannels,
+        "coughs": it.coughs,
+        "spoken_context_exact": round(it.contexts_exact / it.contexts, 4) if it.contexts else None,
+        "barge_in_to_silence_sink_ms_p99": round(percentile(it.silence_ms, 0.99), 1),
+        "false_interruption_resume_ms_p50": round(percentile(it.resume_ms, 0.5), 1),
+        "answer_ms_p50": round(percentile(it.answer_ms, 0.5), 1),
+        "rss_mb": [round(s) for s in sizes],
+        "cpu_s": round(time.process_time() - started, 1),
+    }
+    line(part="conversation", **figures)
+    return figures
+
+
+# ---------------------------------------------------------------- the neural path
+
+
+def flow() -> dict[str, float | str]:
+    """Streaming against one pass, and CPU per chunk over 60 s."""
+    torch.set_num_threads(1)
+    try:
+        model, weights = flow_voice.load(), "trained"
+    except NoVoice:
+        torch.manual_seed(0)
+        model, weights = FlowAcoustic().eval().requires_grad_(False), "random"
+    condition = torch.randn(6000, model.dims.width, generator=torch.Generator().manual_seed(0))
+    state, parts, costs = model.init_state(), [], []
+    for at in range(0, len(condition), model.dims.chunk):
+        begun = time.thread_time()
+        parts.append(
+            model.step(condition[at : at + model.dims.chunk], state, last=at + model.dims.chunk >= 6000)
+        )
+        costs.append((time.thread_time() - begun) * 1000)
+    short = condition[:1500]
+    apart = float(
+        (torch.cat(parts)[: len(short) - model.dims.chunk] - model.forward(short)[: -model.dims.chunk])
+        .abs()
+        .max()
+    )
+    early, late = (float(np.median(costs[a:b])) for a, b in ((5, 55), (-50, None)))
+    figures: dict[str, float | str] = {
+        "flow_weights": weights,
+        "flow_streaming_apart": apart,
+        "flow_chunk_ms": round(late, 2),
+        "flow_chunk_growth": round(late / early, 3),
+        "flow_rtf": round(sum(costs) / 60_000, 4),
+    }
+    line(part="flow", **figures)
+    return figures
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description="Speech and the spoken conversation, measured.")
+    options.add_argument("--full", action="store_true", help="round trips of every voice")
+    options.add_argument("--conversation", type=float, default=3600, help="simulated seconds")
+    options.add_argument("--skip", default="", help="parts to leave out: wer,pool,ear,command,conversation")
+    args = options.parse_args()
+    skip = set(args.skip.split(","))
+    engines = {n: asyncio.run(engine(n)) for n in ENGINES if known(n) is not None}
+    summary: dict[str, Any] = {"area": "voice", "engines": engines, **flow()}
+    if "pool" not in skip:
+        summary["gap_free"] = asyncio.run(full_pool())
+    if "ear" not in skip:
+        summary["barge_in_to_silence_ear_ms"] = asyncio.run(at_the_ear())
+    if "command" not in skip:
+        summary |= asyncio.run(command())
+    if "conversation" not in skip:
+        note("an hour of conversation on the virtual clock takes about a minute")
+        summary |= conversation(args.conversation)
+    if "wer" not in skip:
+        names = ENGINES if args.full else ("flite:rms", "espeak", "flow")
+        summary["wer"] = {name: round_trip(name) for name in names}
+    line(**summary)
+
+
+if __name__ == "__main__":
+    main()
