@@ -52,6 +52,7 @@ def _session(session: dict[str, Any]) -> Table:
         (session["graph"], "bold"),
         f"  {session['id'][:12]}  {session['kind']} {session['remote']}  {session['state']}  "
         f"up {_span(session['up_s'])}",
+        (_focus(session.get("focus")), "dim"),
     )
     table = _table(title, "node", "fps", "age ms", "p95", "queue", "drops", "late", "busy %", "rung", "state")
     for node in session["nodes"]:
@@ -71,6 +72,15 @@ def _session(session: dict[str, Any]) -> Table:
             ),
         )
     return table
+
+
+def _focus(focus: dict[str, Any] | None) -> str:
+    """What its sender was told: pictures a second, bits and why, where they go."""
+    if not focus or focus["sender"] == "none":
+        return ""
+    bits = f"{focus['kbps']} kb/s ({focus['why']})" if focus["kbps"] else "any rate"
+    where = f", {focus['dqp']:.0f} steps by {focus['source']}" if focus["dqp"] else ""
+    return f"  sees {focus['fps']:g}/s, {bits}{where}"
 
 
 def _pools(pools: dict[str, Any]) -> Table:

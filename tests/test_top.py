@@ -15,7 +15,7 @@ from penstock.pipeline.clock import SECOND, MonotonicClock
 from penstock.pipeline.frame import Frame, TokenFrame
 from penstock.pipeline.rows import Row
 from penstock.pipeline.stage import In, Out, Outputs, Ports, Stage, StageError
-from penstock.pipeline.top import picture, watch
+from penstock.pipeline.top import _focus, picture, watch  # pyright: ignore[reportPrivateUsage]
 from penstock.transport.access import Access
 from penstock.transport.remote import Remote
 from rich.console import Console
@@ -96,6 +96,13 @@ def test_an_empty_server_and_a_crowded_one_are_shown() -> None:
     server = {"url": "http://x", "sessions": 0, "loop_lag_ms": 0.0, "longest_block_ms": 0.0}
     assert "no session runs" in shown({"server": server, "sessions": [], "pools": {}})
     assert "and 40 more sessions" in shown({"server": server | {"sessions": 40}, "sessions": [], "pools": {}})
+
+
+def test_it_says_what_a_sender_was_told() -> None:
+    told = {"sender": "x264", "fps": 2.0, "kbps": 79, "why": "deadline", "dqp": 24.0, "source": "boxes"}
+    assert _focus(told) == "  sees 2/s, 79 kb/s (deadline), 24 steps by boxes"
+    assert _focus(told | {"kbps": 0, "dqp": 0.0}) == "  sees 2/s, any rate"
+    assert _focus(told | {"sender": "none"}) == _focus(None) == ""
 
 
 @pytest.mark.parametrize(

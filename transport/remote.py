@@ -84,7 +84,8 @@ class Remote:
                 figures = await self.get(f"/sessions/{quote(row['id'])}/stats")
             except StageError:
                 continue  # it has ended meanwhile
-            sessions.append(row | {"nodes": figures["nodes"]})
+            focus = (figures.get("transport") or {}).get("focus")
+            sessions.append(row | {"nodes": figures["nodes"], "focus": focus})
             pools |= figures.get("pools", {})
         metrics = (await self.request("GET", "/metrics")).decode(errors="replace")
         loop = {name: float(value) * 1000 for name, value in _METRIC.findall(metrics)}
