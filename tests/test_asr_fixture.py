@@ -23,7 +23,7 @@ needs_fixture = pytest.mark.skipif(
     not whisper_loader.FIXTURE.is_file(), reason="needs models/data/asr_fixture.safetensors"
 )
 SECOND = 1_000_000_000
-WORST = 0.15  # of the committed words, on phrases that were never trained on
+WORST = 0.08  # of a dozen phrases that were never trained on; .03 of many (benchmarks/LOG.md)
 
 
 @pytest.fixture(scope="module")
