@@ -23,7 +23,7 @@ needs_fixture = pytest.mark.skipif(
     not whisper_loader.FIXTURE.is_file(), reason="needs models/data/asr_fixture.safetensors"
 )
 SECOND = 1_000_000_000
-WORST = 0.08  # of a dozen phrases that were never trained on; .03 of many (benchmarks/LOG.md)
+WORST = 0.15  # of a score of phrases that were never trained on; .03 to .04 of many (benchmarks/LOG.md)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def listen(rows: AsrRows, pcm: NDArray[np.float32]) -> list[AsrEvent]:
 def test_spoken_commands_come_back_as_committed_words(rows: AsrRows) -> None:
     rng = np.random.default_rng(41)
     said, heard = list[str](), list[str]()
-    for _ in range(12):
+    for _ in range(20):
         said.append(" ".join(phrase(rng, 4)))
         events = listen(rows, spoken(said[-1])[0])
         heard.append(" ".join(e.text for e in events if e.kind == "commit"))
