@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..models import stream_models
 from ..models.stream_model import Entry, Finished, Settings, StreamModel
 from ..pipeline.rows import Again, Row
@@ -80,5 +82,8 @@ class DiffusionRows:
 
 def make(model: str, weights: str | None, **how: Any) -> DiffusionRows:
     """A pool's factory; `how` as in `stream_models.How`. Raises: ValueError in words."""
+    if how.get("device") == "cpu" or (how.get("device") == "auto" and stream_models.best_device() == "cpu"):
+        # the pool runs forwards side by side: two threads each, under contention, take three times as long
+        torch.set_num_threads(1)
     path = None if weights is None else Path(weights)
     return DiffusionRows(stream_models.load(model, path, stream_models.How(**how)))
