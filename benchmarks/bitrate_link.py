@@ -26,7 +26,7 @@ from penstock.pipeline.pixels import i420_from_rgb
 from penstock.pipeline.session import Session
 from penstock.pipeline.stage import In, Outputs, Ports, Stage
 from penstock.pipeline.units import VideoFormat
-from penstock.transport.edge import EdgeEvents, EdgeOptions, EdgeSession
+from penstock.transport.edge import EdgeEvents, EdgeOptions, EdgeSession, WayBack
 from penstock.transport.importance import Box
 from penstock.transport.netlab import Netlab
 from penstock.transport.server import Server
@@ -210,7 +210,7 @@ async def run(
             for client in clients:
                 _waiting.append(client)
                 options = EdgeOptions(url=url, form=VideoFormat(W, H, FPS))
-                session = EdgeSession(options, clock, EdgeEvents())
+                session = EdgeSession(options, clock, EdgeEvents(), WayBack())
                 if plain:
                     session.rt.remove_all_listeners("message")
                 sessions.append(session)
