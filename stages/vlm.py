@@ -11,6 +11,7 @@ feed is black or frozen) is answered from there, because a log does not err with
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import Literal
 
 import numpy as np
@@ -174,15 +175,16 @@ class VlmStream(Stage):
                 if who is not None:
                     who.flush(message.epoch)
 
-    async def process(self, port: str, frame: Frame, out: Outputs) -> None:
+    def process(self, port: str, frame: Frame, out: Outputs) -> Awaitable[None] | None:
         if isinstance(frame, VideoFrame):
             self._see(frame, out)
-            if self._watch is not None and not (self._sight and self._sight.blind):
-                await self._watch.see(frame, out)
             if self._remote is not None:
                 self._remote.see(frame)
+            if self._watch is not None and not (self._sight and self._sight.blind):
+                return self._watch.see(frame, out)
         elif isinstance(frame, TokenFrame):
-            await self._ask(frame, out)
+            return self._answer(frame, out)
+        return None
 
     def gap(self, port: str, gap: Gap, out: Outputs) -> None:
         """Lost pictures say nothing of the scene: the next one is compared with the last that came."""
@@ -202,17 +204,23 @@ class VlmStream(Stage):
             out.post("event", EventFrame(pts=frame.pts, epoch=out.epoch, name="spoke_up", fields=fields))
             self._say(text, frame.pts, out)
 
-    async def _ask(self, frame: TokenFrame, out: Outputs) -> None:
+    def _answer(self, frame: TokenFrame, out: Outputs) -> Awaitable[None] | None:
         now = self.ctx.clock.now() if self.ctx.realtime else frame.pts
         answer = self._reporter.ask(frame.text, now)
         who = self._watch or self._remote
         if who is not None and not self._measured(answer):
-            text = self._blind() or await who.ask(frame, frame.text.strip(), out)
-            if text and not (answer.kind == "stop" and text.startswith("I was not")):
-                self._say(text, frame.pts, out)
-                return
-            if not text:
-                return
+            return self._ask(who, answer, frame, out)
+        self._tell(answer, frame, out)
+        return None
+
+    async def _ask(self, who: Watch | Remote, answer: Answer, frame: TokenFrame, out: Outputs) -> None:
+        text = self._blind() or await who.ask(frame, frame.text.strip(), out)
+        if answer.kind == "stop" and text.startswith("I was not"):
+            self._tell(answer, frame, out)  # what it stopped was the reporter's
+        elif text:
+            self._say(text, frame.pts, out)
+
+    def _tell(self, answer: Answer, frame: TokenFrame, out: Outputs) -> None:
         fields = {"kind": answer.kind, "known": answer.known}
         out.post("event", EventFrame(pts=frame.pts, epoch=out.epoch, name="answered", fields=fields))
         self._say(answer.text, frame.pts, out)
