@@ -146,7 +146,7 @@ class _KalmanFilter:
         gain = self._p * np.conj(self._x) / doubt
         response = np.fft.irfft(gain * error, axis=1)
         response[:, BLOCK:] = 0  # a filter of one block has no more
-        self._w += np.fft.rfft(response, axis=1)
+        np.add(self._w, np.fft.rfft(response, axis=1), out=self._w)
         kept = 1 - np.clip((gain * self._x).real / 2, 0, 1)
         self._p = FORGET**2 * kept * self._p + (1 - FORGET**2) * np.square(np.abs(self._w))
         self._w *= FORGET

@@ -50,7 +50,7 @@ class Prompt:
         self._lead, self._bridge = lead, bridge
         ends = self.encode(back.strip().split("\n")[0])
         eos = self._tokenizer.eos_token_id
-        self.stop = frozenset([*ends[:1], *([] if eos is None else [eos])])
+        self.stop: frozenset[int] = frozenset([*ends[:1], *([] if eos is None else [eos])])
 
     def encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False)) if text else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -11,6 +12,7 @@ from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
@@ -84,7 +86,7 @@ def info(
         return
     with _bar() as bar:
         task = bar.add_task("checking", total=sum(f.size for f in files))
-        bad = registry.damaged(name, lambda count: bar.advance(task, count))
+        bad = registry.damaged(name, _advance(bar, task))
     if bad:
         raise StageError(f"damaged: {', '.join(bad)}: penstock models pull {name}")
     out.print("[green]ok[/]       every file is as it was pulled")
@@ -107,7 +109,7 @@ def pull(name: Name) -> None:
     try:
         with _bar() as bar:
             task = bar.add_task(card.name, total=total)
-            folder = hub_side.pull(card, files, hub, lambda count: bar.advance(task, count))
+            folder = hub_side.pull(card, files, hub, _advance(bar, task))
     except (ValueError, OSError) as e:
         raise StageError(str(e)) from e
     except KeyboardInterrupt:
@@ -138,6 +140,13 @@ def remove(name: Name, yes: Annotated[bool, typer.Option("--yes", "-y", help="do
     except ValueError as e:
         raise StageError(str(e)) from e
     out.print(f"removed {name}: {_size(freed)} freed", highlight=False)
+
+
+def _advance(bar: Progress, task: TaskID) -> Callable[[int], None]:
+    def more(count: int) -> None:
+        bar.advance(task, count)
+
+    return more
 
 
 def _bar() -> Progress:

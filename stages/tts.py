@@ -48,7 +48,7 @@ class StreamTts(Stage):
     async def setup(self) -> None:
         self._voice = await self.load()
         # the first call of a voice reads its tables from disk
-        await self.ctx.pool().call(self._voice.synthesise, "Ready.", lambda piece: None, lambda: False)
+        await self.ctx.pool().call(self._voice.synthesise, "Ready.", _unheard, lambda: False)
         self._cutter = ClauseCutter()
         self._utterance: int | None = None
         self._void = 0  # frames of an older epoch are not spoken
@@ -191,6 +191,10 @@ class _Handoff:
             self._ready.clear()
             await self._ready.wait()
         return self._pieces.popleft()
+
+
+def _unheard(piece: Spoken) -> None:
+    """Takes what is spoken to warm the voice up."""
 
 
 def _cut(piece: Spoken, longest: int) -> list[Spoken]:

@@ -157,15 +157,16 @@ def dialogue(length: int, seed: int) -> Told:
         nonlocal interruptions
         session = Session(plan(), "s-dialogue", LoopClock(asyncio.get_running_loop()))
 
+        await session.start()
+        ear = session.runners["ear"].stage
+        assert isinstance(ear, Ear)
+
         def told(event: SessionEvent) -> None:
             nonlocal interruptions
             if event.name == "speech_start":
                 interruptions += 1
                 ear.epoch = session.epochs["reply"]
 
-        await session.start()
-        ear = session.runners["ear"].stage
-        assert isinstance(ear, Ear)
         session.listen(told)
         await session.wait()
         session.pack()

@@ -26,14 +26,13 @@ def stream(key: str = "a", q50: float = 20.0, fps: float = 2.0, **more: object) 
 
 
 streams = st.lists(
-    st.builds(
-        lambda q50, fps, weight, active, path, least: (q50, fps, weight, active, path, least),
-        st.floats(2, 400),
-        st.sampled_from([1.0, 2.0, 5.0, 30.0]),
-        st.floats(0.1, 10),
-        st.booleans(),
-        st.sampled_from([50.0, 300.0, math.inf]),
-        st.sampled_from([0.0, 12.0, 100.0]),
+    st.tuples(
+        st.floats(2, 400),  # q50
+        st.sampled_from([1.0, 2.0, 5.0, 30.0]),  # fps
+        st.floats(0.1, 10),  # weight
+        st.booleans(),  # active
+        st.sampled_from([50.0, 300.0, math.inf]),  # path
+        st.sampled_from([0.0, 12.0, 100.0]),  # least
     ),
     max_size=8,
 )

@@ -32,7 +32,7 @@ def room(far: NDArray[np.float32], delay: int, gain: float, seed: int = 0) -> ND
 
 
 def speech(text: str, voice: str, times: int = 1) -> NDArray[np.float32]:
-    one = said(text, voice).astype(np.float32) / 32768
+    one = said(text, voice).astype(np.float32) / np.float32(32768)
     return np.concatenate([one] * times)
 
 
@@ -123,7 +123,8 @@ def test_the_stage_finds_the_echo_by_the_sinks_clock() -> None:
         assert found
         assert abs(int(str(found[-1])) - 150) <= 5
         frames = out.of("audio")
-        assert onsets(np.concatenate([f.pcm[:, 0] for f in frames]).astype(np.float32) / 32768) == 0
+        heard = np.concatenate([f.pcm[:, 0] for f in frames]).astype(np.float32)
+        assert onsets(heard / np.float32(32768)) == 0
         assert all(b.pts - a.pts == 16 * MS for a, b in pairwise(frames))
         await stage.close()
 

@@ -67,7 +67,7 @@ def test_motion_is_found_though_the_camera_pans() -> None:
     rng = np.random.default_rng(3)
     wall = cv2.resize(
         rng.integers(60, 180, (60, 90)).astype(np.uint8), (720, 480), interpolation=cv2.INTER_CUBIC
-    )
+    ).astype(np.uint8)
     found = Detectors()
     first, second = wall[:, :640].copy(), wall[:, 8:648].copy()
     first[300:380, 400:480] = 250

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ def test_a_browser_points_answers_fetch_and_holds_its_background(tmp_path: Path)
             with urllib.request.urlopen(f"{server.url}session/{session}/stats", timeout=10) as answer:
                 return json.loads(answer.read())["transport"]["focus"]
 
-        def wait(what: str, condition: Any) -> dict[str, Any]:
+        def wait(what: str, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+            found: dict[str, Any] = {}
             for _ in range(150):
                 found = focus()
                 if condition(found):

@@ -180,6 +180,8 @@ def test_what_cannot_be_loaded_is_told_with_the_node(
 
 
 def test_the_stage_sets_up_from_a_folder(folder: Path) -> None:
-    stage = NemotronAsr(NemotronAsr.Options(model=str(folder), lookahead_ms=80, device="cpu"))
+    stage = NemotronAsr(
+        NemotronAsr.Options.model_validate({"model": str(folder), "lookahead_ms": 80, "device": "cpu"})
+    )
     stage.ctx = FakeContext()
     asyncio.run(stage.setup())

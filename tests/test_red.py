@@ -98,7 +98,7 @@ class End:
         if is_rtcp(data):
             works += [self.handler._handle_rtcp_packet(p) for p in RtcpPacket.parse(data)]
         elif isinstance(self.handler, RtpReceiver):
-            works.append(self.handler._handle_rtp_packet(RtpPacket.parse(data, self.extensions), 0))
+            works.append(self.handler._handle_rtp_packet(RtpPacket.parse(data, self.extensions), 0))  # pyright: ignore[reportPrivateUsage]
         for work in works:
             task = loop.create_task(work)
             self.tasks.add(task)

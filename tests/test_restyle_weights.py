@@ -12,7 +12,7 @@ from fakes import Collected, FakeContext, feed
 from penstock.models.restyle_prompt import PHRASES
 from penstock.models.stream_model import Picture, Settings
 from penstock.models.stream_models import How, load
-from penstock.models.tiny_restyle import WEIGHTS
+from penstock.models.tiny_restyle import WEIGHTS, TinyRestyle
 from penstock.models.training import teachers
 from penstock.pipeline.frame import VideoFrame
 from penstock.stages.diffusion import DiffusionStream
@@ -40,6 +40,7 @@ def portrait() -> Picture:
 
 def draw(picture: Picture, prompt: str, steps: int = 1) -> Picture:
     model = load("tiny-restyle", how=How(device="cpu", engine="torch", precision="fp32"))
+    assert isinstance(model, TinyRestyle)
     state = model.init_state((SIDE, SIDE), Settings(prompt, steps=steps))
     done = []
     for _ in range(2 * steps):

@@ -113,6 +113,7 @@ def test_a_client_of_either_codec_gets_pictures_reports_and_a_keyframe_on_reques
             for _ in range(5):
                 await within(client.tracks["audio"].recv())
             live = server.sessions.live[client.session]
+            assert live.peer is not None
             sender: Any = next(t.sender for t in live.peer._pc.getTransceivers() if t.kind == "video")
             assert isinstance(sender, PacedSender)
             await until(lambda: sender._report[0] != 0)

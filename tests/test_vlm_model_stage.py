@@ -18,8 +18,9 @@ from penstock.pipeline.compiler import compile_text
 from penstock.pipeline.frame import EventFrame, TokenFrame, VideoFrame
 from penstock.pipeline.session import Session
 from penstock.pipeline.stage import Out, Outputs, Ports, Stage, StageError
-from penstock.stages.vlm import MemoryOptions, VlmOptions, VlmStream
+from penstock.stages.vlm import VlmOptions, VlmStream
 from tiny_vlms import write_checkpoint
+from vlm_play import in_a_file_run, watch_of
 
 pytest.importorskip("transformers", reason="the package transformers is not installed")
 
@@ -41,21 +42,9 @@ def picture(seed: int, *, black: bool = False, height: int = 90) -> VideoFrame:
 Play = Callable[[VlmStream, FakeContext, Collected], Awaitable[None]]
 
 
-def in_a_file_run(folder: Path, play: Play, **options: Any) -> None:
-    """Every picture is taken in, every answer is whole, before the next frame."""
-
-    async def run() -> None:
-        given = {"model": str(folder), "answer_tokens": 6, "memory": MemoryOptions(**SMALL), **options}
-        stage = VlmStream(VlmOptions(**given))
-        context = FakeContext(realtime=False)
-        stage.ctx = context
-        await stage.setup()
-        try:
-            await play(stage, context, Collected())
-        finally:
-            await stage.close()
-
-    asyncio.run(run())
+def play_it(folder: Path, play: Play, **options: Any) -> None:
+    given = {"model": str(folder), "answer_tokens": 6, "memory": SMALL}
+    in_a_file_run(VlmStream(VlmOptions.model_validate(given | options)), play)
 
 
 def test_it_answers_from_pictures_and_tells_where_it_looked(folder: Path) -> None:
@@ -72,19 +61,17 @@ def test_it_answers_from_pictures_and_tells_where_it_looked(folder: Path) -> Non
         assert [e.fields["source"] for e in looked] == ["attention"]
         assert len(looked[0].fields["grid"]) == 144
         assert max(looked[0].fields["grid"]) == 255
-        watch = stage._watch
-        assert watch is not None
+        watch = watch_of(stage)
         assert watch.counts.seen == 4
         # question and answer are remembered as text
         assert [s.kind for s in watch.session.cache.window][-1] == "text"
 
-    in_a_file_run(folder, play)
+    play_it(folder, play)
 
 
 def test_pictures_and_questions_in_a_row_keep_to_the_budget(folder: Path) -> None:
     async def play(stage: VlmStream, context: FakeContext, out: Collected) -> None:
-        watch = stage._watch
-        assert watch is not None
+        watch = watch_of(stage)
         sizes: list[int] = []
         for i in range(1, 61):
             await feed(stage, "video", picture(i), out)
@@ -94,7 +81,7 @@ def test_pictures_and_questions_in_a_row_keep_to_the_budget(folder: Path) -> Non
         assert max(sizes[30:]) == max(sizes[10:30])
         assert watch.counts.answered == 60
 
-    in_a_file_run(folder, play, answer_tokens=2)
+    play_it(folder, play, answer_tokens=2)
 
 
 def test_what_was_measured_is_not_left_to_the_model(folder: Path) -> None:
@@ -108,13 +95,13 @@ def test_what_was_measured_is_not_left_to_the_model(folder: Path) -> None:
         for i in (19, 20):
             await feed(stage, "video", picture(i, black=True), out)
         assert "only black" in await ask("what do you see")
-        assert stage._watch is not None
-        assert stage._watch.counts.seen == 1, "a covered lens is nothing to look at"
+        watch = watch_of(stage)
+        assert watch.counts.seen == 1, "a covered lens is nothing to look at"
         await feed(stage, "video", picture(21, height=48), out)
         assert "120 by 48" in await ask("what is the resolution")
-        assert stage._watch.counts.seen == 2
+        assert watch.counts.seen == 2
 
-    in_a_file_run(folder, play)
+    play_it(folder, play)
 
 
 def test_a_standing_question_is_asked_of_the_model_and_answered_once(folder: Path) -> None:
@@ -122,8 +109,7 @@ def test_a_standing_question_is_asked_of_the_model_and_answered_once(folder: Pat
         await feed(stage, "video", picture(1), out)
         await feed(stage, "ask", TokenFrame(pts=SECOND, text="Tell me when the box is red."), out)
         assert out.of("answer")[-1].text == "I will tell you when the box is red."
-        watch = stage._watch
-        assert watch is not None
+        watch = watch_of(stage)
         for threshold, speaks in ((1e-9, 0), (0.999999, 1)):
             watch.wishes[0].decider = Threshold(threshold, 0.0, 100 * SECOND)
             for i in range(2, 6):
@@ -135,7 +121,7 @@ def test_a_standing_question_is_asked_of_the_model_and_answered_once(folder: Pat
         assert out.of("answer")[-1].text == "I have stopped watching for that."
         assert not watch.wishes
 
-    in_a_file_run(folder, play, check="100ms")
+    play_it(folder, play, check="100ms")
 
 
 def test_a_question_longer_than_all_room_is_cut_or_refused_and_nothing_breaks(folder: Path) -> None:
@@ -146,7 +132,7 @@ def test_a_question_longer_than_all_room_is_cut_or_refused_and_nothing_breaks(fo
             assert out.of("answer")[-1].end
         await feed(stage, "video", picture(2), out)
 
-    in_a_file_run(folder, play)
+    play_it(folder, play)
 
 
 def test_a_model_that_cannot_be_loaded_is_named() -> None:

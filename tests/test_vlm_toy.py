@@ -20,21 +20,13 @@ from penstock.pipeline.library import find
 from penstock.pipeline.session import Session
 from penstock.stages.vlm_toy import ToyMemory, ToyOptions, VlmToy
 from penstock.stages.world import WorldFrame
+from vlm_play import in_a_file_run, watch_of
 
 Play = Callable[[VlmToy, FakeContext, Collected], Awaitable[None]]
 
 
 def play_it(play: Play, **options: Any) -> None:
-    async def run() -> None:
-        stage, context = VlmToy(ToyOptions(**options)), FakeContext(realtime=False)
-        stage.ctx = context
-        await stage.setup()
-        try:
-            await play(stage, context, Collected())
-        finally:
-            await stage.close()
-
-    asyncio.run(run())
+    in_a_file_run(VlmToy(ToyOptions(**options)), play)
 
 
 def test_the_weights_are_small_and_say_how_good_they_are() -> None:
@@ -88,8 +80,7 @@ def test_it_remembers_what_left_in_its_log_and_tells_when_it_was_asked_to() -> N
         assert out.of("answer")[-1].text == left[-1].fields["thing"]
         await feed(stage, "ask", TokenFrame(pts=60 * SECOND, text="who is the president"), out)
         assert "does not know the word 'who'" in out.of("answer")[-1].text
-        assert stage._watch is not None
-        assert stage._watch.session.cache.visible <= ToyMemory().tokens
+        assert watch_of(stage).session.cache.visible <= ToyMemory().tokens
 
     play_it(play, narrate=False)
 
@@ -99,18 +90,19 @@ def test_where_it_looks_is_where_the_thing_is() -> None:
         hits: list[bool] = []
         for seed in range(12):
             world = World((77, seed), rate=0.0)
-            for t in range(3):
-                tick = world.step()
+            ticks = [world.step() for _ in range(3)]
+            for t, tick in enumerate(ticks):
                 await feed(stage, "video", WorldFrame(pts=(100 * seed + t) * SECOND, image=tick.image), out)
-            if len(tick.things) < 2:
+            things = ticks[-1].things
+            if len(things) < 2:
                 continue
-            thing = tick.things[0]
+            thing = things[0]
             question = f"what shape is {thing.name.split()[0]}"
             await feed(stage, "ask", TokenFrame(pts=(100 * seed + 3) * SECOND, text=question), out)
             grid = np.array(out.of("importance")[-1].fields["grid"]).reshape(9, 16)
             row, column = np.unravel_index(int(grid.argmax()), grid.shape)
             x, y = (column + 0.5) / 16 * 48, (row + 0.5) / 9 * 48
-            hits.append(abs(x - thing.x) < 12 and abs(y - thing.y) < 12)
+            hits.append(bool(abs(x - thing.x) < 12 and abs(y - thing.y) < 12))
         assert len(hits) >= 4
         assert sum(hits) >= 0.5 * len(hits)
 

@@ -298,6 +298,7 @@ def test_int8_layers_are_close_and_have_the_shape_of_the_ones_they_replace() -> 
 @pytest.mark.parametrize("kind", ["head", "all", "bf16"])
 def test_other_precisions_stream_too(kind: str) -> None:
     asr = streamer()
+    assert isinstance(asr.model, CausalWhisper)
     if kind == "bf16":
         asr.model.to(torch.bfloat16)
     else:
