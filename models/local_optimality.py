@@ -30,6 +30,12 @@ class Hypothesis:
     def fork(self) -> Hypothesis:
         return replace(self, tokens=list(self.tokens), scores=list(self.scores))
 
+    def after(self, count: int) -> Hypothesis:
+        """A copy without its first `count` tokens, which have left the window."""
+        return replace(
+            self, tokens=self.tokens[count:], scores=self.scores[count:], committed=self.committed - count
+        )
+
 
 def revise(hyp: Hypothesis, logits: Tensor, *, tail: int = TAIL, top: int = 1) -> int:
     """Check the last tokens against new logits; drop what is no longer stable.

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+
+class Tokens(Protocol):
+    """What a streamer needs to know of a vocabulary."""
+
+    prefix: Sequence[int]  # forced before the text
+    eot: int
+    banned: Sequence[int]  # never said
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+    def begins_word(self, token: int) -> bool: ...
 
 
 class WordTokens:

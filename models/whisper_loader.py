@@ -31,9 +31,8 @@ from torch import Tensor
 from .causal_whisper import CausalWhisper
 from .int8 import Int8Linear, quantize_linears
 from .lora import merge
-from .tokens import WordTokens
+from .tokens import Tokens, WordTokens
 from .whisper_dims import BlockPlan, WhisperDims
-from .whisper_stream import Tokens
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -22,25 +21,14 @@ from .attention_kv import KvBuffer
 from .causal_whisper import CausalWhisper, EncoderState, TextRow
 from .local_optimality import TAIL, Hypothesis, agree, branch, checked, revise, settle
 from .log_mel import LogMel
+from .tokens import Tokens
 from .whisper_dims import BlockPlan
 from .whisper_ort import OrtWhisper
 from .window_seam import Said, Seam, find_seam
-from .word_times import group_words, token_times
+from .word_times import even_shares, group_words, token_times
 
 FRAME_S = 0.02
 _KEEP = 0.4  # of the window stays when it slides
-
-
-class Tokens(Protocol):
-    """What a streamer needs to know of a vocabulary."""
-
-    prefix: Sequence[int]  # forced before the text
-    eot: int
-    banned: Sequence[int]  # never said
-
-    def decode(self, ids: Sequence[int]) -> str: ...
-
-    def begins_word(self, token: int) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +174,7 @@ class WhisperStreamer:
                 dropped[i] = self._outside(stream)
         encoders = [s.encoder if new is None else new.encoder for s, new in zip(streams, slid, strict=True)]
         crosses = [s.cross if new is None else new.cross for s, new in zip(streams, slid, strict=True)]
-        beams = [[_without(b, gone) for b in s.beams] for s, gone in zip(streams, dropped, strict=True)]
+        beams = [[b.after(gone) for b in s.beams] for s, gone in zip(streams, dropped, strict=True)]
         audio = self.model.encoder.step(encoders, n, self.plan)
         self.model.decoder.hear(audio, crosses)
         search = self._greedy if self.width == 1 else self._beam
@@ -362,7 +350,7 @@ class WhisperStreamer:
                 times = [(a + shift, b + shift) for a, b in token_times(heard, stream.worded)]
         if not times:
             begin = max(0, stream.last_end - stream.origin)
-            times = _shares(new, begin, max(now, begin + 1))
+            times = even_shares(new, begin, max(now, begin + 1))
         words: list[StreamWord] = []
         spans = group_words(starts[stream.worded : end], times[: end - stream.worded])
         for first, after, (a, b) in spans:
@@ -404,16 +392,3 @@ class WhisperStreamer:
         gone = max((w.after for w in stream.said if w.end <= line), default=0)
         crowd = len(stream.text.tokens) + self._new - self._room
         return min(stream.worded, max(gone, crowd))
-
-
-def _without(hyp: Hypothesis, count: int) -> Hypothesis:
-    out = hyp.fork()
-    del out.tokens[:count], out.scores[:count]
-    out.committed -= count
-    return out
-
-
-def _shares(count: int, begin: int, end: int) -> list[tuple[int, int]]:
-    """Even shares of [begin, end) for `count` tokens: times where no attention tells them."""
-    edges = [begin + (end - begin) * i // max(1, count) for i in range(count + 1)]
-    return [(edges[i], max(edges[i] + 1, edges[i + 1])) for i in range(count)]

@@ -73,6 +73,12 @@ def token_times(heads: Tensor, first: int = 0) -> list[tuple[int, int]]:
     return times
 
 
+def even_shares(count: int, begin: int, end: int) -> list[tuple[int, int]]:
+    """Even shares of [begin, end) for `count` tokens: times where no attention tells them."""
+    edges = [begin + (end - begin) * i // max(1, count) for i in range(count + 1)]
+    return [(edges[i], max(edges[i] + 1, edges[i + 1])) for i in range(count)]
+
+
 def group_words(
     begins: Sequence[bool], times: Sequence[tuple[int, int]]
 ) -> list[tuple[int, int, tuple[int, int]]]:
