@@ -108,12 +108,12 @@ class First:
 
     def __init__(self) -> None:
         self.at = 0.0
-        self.samples = 0
+        self.seconds = 0.0
 
     def post(self, port: str, frame: Frame) -> None:
         assert isinstance(frame, AudioFrame)
         self.at = self.at or time.perf_counter()
-        self.samples += len(frame.pcm)
+        self.seconds += len(frame.pcm) / frame.rate_hz
 
     async def send(self, port: str, frame: Frame) -> None:
         self.post(port, frame)
@@ -146,7 +146,7 @@ async def engine(name: str, rounds: int = 4) -> dict[str, float]:
                     "text", TokenFrame(pts=0, text=f"{word} ", utterance=utterance, end=end), out
                 )
             waits.append((out.at - begun) * 1000)
-            seconds += out.samples / stage._voice.rate_hz
+            seconds += out.seconds
     rtf = (time.process_time() - cpu) / seconds
     pools.close()
     figures = {

@@ -69,7 +69,8 @@ class ChatClient:
                 async with self._http.post(
                     self._url, json={**request, "stream": True}, allow_redirects=False
                 ) as response:
-                    _check(response)
+                    check_status(response)
+                    _check_type(response)
                     return await self._read(response, put, limit, progress)
         except TimeoutError as e:
             if isinstance(e, aiohttp.ClientError):
@@ -125,13 +126,17 @@ class _Progress:
     tokens: int = 0
 
 
-def _check(response: aiohttp.ClientResponse) -> None:
+def check_status(response: aiohttp.ClientResponse) -> None:
+    """Raises: EndpointFailed for all but 200, with the time that a Retry-After asks for."""
     if response.status != 200:
         seconds = response.headers.get("Retry-After", "")
         retry_after = (
             int(seconds) * SECOND if seconds.isascii() and seconds.isdigit() and len(seconds) < 7 else 0
         )
         raise EndpointFailed(f"HTTP {response.status}", retry_after)
+
+
+def _check_type(response: aiohttp.ClientResponse) -> None:
     if response.content_type != "text/event-stream":
         raise EndpointFailed(f"{response.content_type[:80]!r} came; text/event-stream is accepted")
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from collections import deque
+import logging
 from typing import Literal
 
 import numpy as np
@@ -14,19 +12,25 @@ from ..models import voices
 from ..models.voice import NoVoice, Spoken, Voice
 from ..pipeline.clock import SECOND
 from ..pipeline.frame import AudioFrame, Frame, TokenFrame
-from ..pipeline.stage import Context, Control, Flush, In, Out, Outputs, Ports, Stage, StageError
+from ..pipeline.stage import Control, Flush, In, Out, Outputs, Ports, Stage, StageError
 from .clauses import ClauseCutter
+from .speech_ahead import Clause, SpeechAhead
+from .voice_engine import EmbeddedEngine, Stop
+from .voice_remote import RemoteEngine, SpeechEndpoint
+
+log = logging.getLogger(__name__)
 
 _CHUNK_MS = 60  # the longest frame put; 20–80 ms suits packets and lets a barge-in cut finely
-_PATIENCE = 30 * SECOND  # a deadline that no call misses, so that speech goes before work that has none
 
 
 class StreamTts(Stage):
-    """Text deltas to speech, clause by clause, in an embedded voice (flite, else espeak-ng).
+    """Text deltas to speech, clause by clause, in an embedded voice (flite, else espeak-ng) or an endpoint's.
 
-    A clause is synthesised whole off the loop (some 10 ms for flite) and goes out as the edge has room, so a
-    slow listener holds nobody else's voice. A flush stops the synthesis at its next 40 ms and forgets the
-    rest of the utterance. The voices are plain, English and without expression.
+    A clause goes out as the edge has room, so a slow listener holds nobody else's voice. A flush stops the
+    synthesis at its next 40 ms, ends a request at once, and forgets the rest of the utterance. The embedded
+    voices are plain, English and without expression.
+
+    `endpoint` names an OpenAI-compatible speech service; the embedded voice then speaks while that one fails.
     """
 
     ports = Ports(
@@ -39,6 +43,7 @@ class StreamTts(Stage):
         voice: Literal["auto", "flite:rms", "flite:slt", "flite:awb", "flite:kal16", "espeak", "flow"] = (
             Field("auto", description="auto takes the best there is")
         )
+        endpoint: SpeechEndpoint | None = Field(None, description="Speaks in place of the embedded voice")
 
     class Params(BaseModel):
         model_config = ConfigDict(extra="forbid", frozen=True)
@@ -46,14 +51,33 @@ class StreamTts(Stage):
         volume: float = Field(1.0, ge=0.0, le=2.0, description="1 is as the voice is; louder may clip")
 
     async def setup(self) -> None:
-        self._voice = await self.load()
-        # the first call of a voice reads its tables from disk
-        await self.ctx.pool().call(self._voice.synthesise, "Ready.", _unheard, lambda: False)
         self._cutter = ClauseCutter()
         self._utterance: int | None = None
         self._void = 0  # frames of an older epoch are not spoken
-        self._stop: _Stop | None = None  # of the clause being spoken
+        self._stop: Stop | None = None  # of the clause being spoken
         self._next_pts = 0  # end of the audio put last
+        self._ahead: SpeechAhead | None = None  # the utterance that an endpoint speaks
+        self._remote: RemoteEngine | None = None
+        endpoint = self.options.endpoint
+        self._embedded = await self._embed(required=endpoint is None)
+        if endpoint is not None:
+            self._remote = RemoteEngine(endpoint, self.ctx, self._embedded)
+            await self._remote.start()
+
+    async def _embed(self, required: bool) -> EmbeddedEngine | None:
+        """The embedded voice, warm. Raises: StageError when there has to be one and is none."""
+        endpoint = self.options.endpoint
+        if endpoint is not None and not endpoint.fallback:
+            return None
+        try:
+            embedded = EmbeddedEngine(await self.load(), self.ctx)
+        except StageError as e:
+            if required:
+                raise
+            log.warning("%s: while the speech endpoint fails, nothing is spoken: %s", self.ctx.node, e)
+            return None
+        await embedded.warm()
+        return embedded
 
     async def load(self) -> Voice:
         """The voice of the options. Raises: StageError."""
@@ -76,11 +100,14 @@ class StreamTts(Stage):
         if frame.end:
             clauses.append((frame.utterance, self._cutter.finish()))
             self._utterance = None
-        stop = self._stop = _Stop(self.ctx)
+        if self._remote is not None:
+            await self._say_ahead(clauses, frame.pts, out, drain=frame.end or not self.ctx.realtime)
+            return
+        stop = self._stop = Stop(self.ctx)
         try:
             for utterance, clause in clauses:
                 if clause.strip() and not stop.is_set():
-                    await self._say(clause, frame.pts, utterance, epoch, stop, out)
+                    await self._say(Clause(clause, frame.pts, utterance), epoch, stop, out)
         finally:
             stop.set()  # also when cancelled: the synthesis thread ends at its next chunk
             if self._stop is stop:
@@ -88,8 +115,10 @@ class StreamTts(Stage):
 
     async def finish(self, out: Outputs) -> None:
         rest, utterance = self._cutter.finish(), self._utterance or 0
-        if rest.strip():
-            await self._say(rest, self._next_pts, utterance, out.epoch, _Stop(self.ctx), out)
+        if self._remote is not None:
+            await self._say_ahead([(utterance, rest)], self._next_pts, out, drain=True)
+        elif rest.strip():
+            await self._say(Clause(rest, self._next_pts, utterance), out.epoch, Stop(self.ctx), out)
 
     async def control(self, message: Control) -> None:
         await super().control(message)
@@ -100,101 +129,97 @@ class StreamTts(Stage):
             self._next_pts = 0
             if self._stop is not None:
                 self._stop.set()
+            # a flush may be told after the next reply has begun, which it does not mean
+            if self._ahead is not None and self._ahead.epoch < message.epoch:
+                self._ahead.cancel()
+                self._ahead = None
 
     async def close(self) -> None:
-        stop = getattr(self, "_stop", None)
+        stop: Stop | None = getattr(self, "_stop", None)
         if stop is not None:
             stop.set()
+        ahead: SpeechAhead | None = getattr(self, "_ahead", None)
+        if ahead is not None:
+            await ahead.cancelled()
+        remote: RemoteEngine | None = getattr(self, "_remote", None)
+        if remote is not None:
+            await remote.close()
 
-    async def _say(
-        self, clause: str, pts: int, utterance: int, epoch: int, stop: _Stop, out: Outputs
-    ) -> None:
+    @property
+    def busy(self) -> bool:
+        """A request in flight has its own time limits."""
+        ahead: SpeechAhead | None = getattr(self, "_ahead", None)
+        return ahead is not None and ahead.busy
+
+    async def _say(self, clause: Clause, epoch: int, stop: Stop, out: Outputs) -> None:
         """Synthesise one clause and put it out as it comes."""
-        pieces = _Handoff(asyncio.get_running_loop())
-        volume, rate = self.params.volume, self.params.rate
+        assert self._embedded is not None
+        self._begin(clause)
 
-        def synthesise() -> None:
-            self._voice.synthesise(clause, pieces.put, stop.is_set, rate=rate)
+        async def put(piece: Spoken, rate_hz: int) -> None:
+            await self._put(piece, rate_hz, clause.utterance, epoch, stop, out)
 
-        async def produce() -> None:
-            try:
-                await self.ctx.pool().call(synthesise, deadline=self.ctx.clock.now() + _PATIENCE)
-            finally:
-                pieces.close()
+        await self._embedded.speak(clause.text, self.params.rate, stop, put)
 
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(produce(), name=f"{self.ctx.session}/{self.ctx.node}/voice")
-            self._next_pts = max(self._next_pts, pts, self.ctx.clock.now() if self.ctx.realtime else 0)
-            while (piece := await pieces.get()) is not None:
-                for part in _cut(piece, self._voice.rate_hz * _CHUNK_MS // 1000):
-                    if stop.is_set():
-                        break
-                    await self._put(part, utterance, volume, epoch, out)
+    async def _say_ahead(
+        self, clauses: list[tuple[int, str]], pts: int, out: Outputs, *, drain: bool
+    ) -> None:
+        """Have these spoken by the endpoint. drain: wait until all has gone out."""
+        epoch, ahead = out.epoch, self._ahead
+        if ahead is not None and ahead.epoch != epoch:  # its flush is on its way
+            ahead.cancel()
+            ahead = self._ahead = None
+        open_still = False
+        try:
+            for utterance, text in clauses:
+                if text.strip():
+                    if ahead is None:
+                        ahead = self._ahead = self._open_ahead(epoch, out)
+                    await ahead.say(Clause(text, pts, utterance))
+            if drain and ahead is not None:
+                await ahead.end()
+            open_still = not drain
+        finally:  # also when cancelled, or when the voice failed
+            if ahead is not None and not open_still:
+                ahead.cancel()
+                if self._ahead is ahead:
+                    self._ahead = None
 
-    async def _put(self, piece: Spoken, utterance: int, volume: float, epoch: int, out: Outputs) -> None:
-        pcm = piece.pcm
-        if volume != 1.0:
-            pcm = np.clip(pcm * np.float32(volume), -32768, 32767).astype(np.int16)
-        rate_hz = self._voice.rate_hz
-        frame = AudioFrame(
-            pts=self._next_pts,
-            pcm=pcm[:, None],
-            rate_hz=rate_hz,
-            text=piece.text,
-            utterance=utterance,
-            epoch=epoch,
-        )
-        self._next_pts += len(pcm) * SECOND // rate_hz
-        await out.send("audio", frame)
+    def _open_ahead(self, epoch: int, out: Outputs) -> SpeechAhead:
+        assert self._remote is not None
+        stop = Stop(self.ctx)
 
+        async def emit(clause: Clause, piece: Spoken, rate_hz: int, first: bool) -> None:
+            if first:
+                self._begin(clause)
+            await self._put(piece, rate_hz, clause.utterance, epoch, stop, out)
 
-class _Stop:
-    """Set by hand, or by a new epoch of the scope, which may come before the control message does."""
+        name = f"{self.ctx.session}/{self.ctx.node}/speech"
+        return SpeechAhead(self._remote, lambda: self.params.rate, stop, epoch, emit, name)
 
-    def __init__(self, ctx: Context) -> None:
-        self._ctx = ctx
-        self._epoch = ctx.epoch
-        self._set = threading.Event()
+    def _begin(self, clause: Clause) -> None:
+        """The next audio is this clause's: no earlier than it was written, nor than now."""
+        self._next_pts = max(self._next_pts, clause.pts, self.ctx.clock.now() if self.ctx.realtime else 0)
 
-    def set(self) -> None:
-        self._set.set()
-
-    def is_set(self) -> bool:
-        """From any thread."""
-        return self._set.is_set() or self._ctx.epoch != self._epoch
-
-
-class _Handoff:
-    """Pieces from the synthesis thread to the loop. Holds at most one clause, so it never makes the thread
-    wait, which holds the lock that all sessions' voices share."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._pieces: deque[Spoken] = deque()
-        self._closed = False
-        self._ready = asyncio.Event()
-
-    def put(self, piece: Spoken) -> None:
-        """From any thread."""
-        self._pieces.append(piece)
-        self._loop.call_soon_threadsafe(self._ready.set)
-
-    def close(self) -> None:
-        self._closed = True
-        self._ready.set()
-
-    async def get(self) -> Spoken | None:
-        """The next piece; None after the last."""
-        while not self._pieces:
-            if self._closed:
-                return None
-            self._ready.clear()
-            await self._ready.wait()
-        return self._pieces.popleft()
-
-
-def _unheard(piece: Spoken) -> None:
-    """Takes what is spoken to warm the voice up."""
+    async def _put(
+        self, piece: Spoken, rate_hz: int, utterance: int, epoch: int, stop: Stop, out: Outputs
+    ) -> None:
+        for part in _cut(piece, rate_hz * _CHUNK_MS // 1000):
+            if stop.is_set():
+                return
+            pcm, volume = part.pcm, self.params.volume
+            if volume != 1.0:
+                pcm = np.clip(pcm * np.float32(volume), -32768, 32767).astype(np.int16)
+            frame = AudioFrame(
+                pts=self._next_pts,
+                pcm=pcm[:, None],
+                rate_hz=rate_hz,
+                text=part.text,
+                utterance=utterance,
+                epoch=epoch,
+            )
+            self._next_pts += len(pcm) * SECOND // rate_hz
+            await out.send("audio", frame)
 
 
 def _cut(piece: Spoken, longest: int) -> list[Spoken]:

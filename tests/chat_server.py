@@ -1,4 +1,4 @@
-"""A chat-completions server that plays scripts: the real wire format, and all ways to break it."""
+"""A server of chat completions and speech that plays scripts: the real wire format, and all ways to break it."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ HELLO = ROLE + delta("Hel") + delta("lo é☃.") + delta(None, "stop") + USAGE +
 class Server:
     """Plays one script for each request, the last again and again."""
 
-    def __init__(self, *scripts: Script | web.Response) -> None:
+    def __init__(self, *scripts: Script | web.Response, content_type: str) -> None:
         self.scripts = list(scripts)
+        self.content_type = content_type
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.gone = asyncio.Event()  # a client hung up
@@ -44,7 +45,7 @@ class Server:
         script = self.scripts.pop(0) if len(self.scripts) > 1 else self.scripts[0]
         if isinstance(script, web.Response):
             return web.Response(status=script.status, headers=script.headers, body=script.body)
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
+        response = web.StreamResponse(headers={"Content-Type": self.content_type})
         await response.prepare(request)
         try:
             await script(response.write)
@@ -86,11 +87,14 @@ def stalls(*pieces: bytes) -> Script:
 
 
 @asynccontextmanager
-async def serving(*scripts: Script | web.Response) -> AsyncGenerator[tuple[Server, str], None]:
+async def serving(
+    *scripts: Script | web.Response, content_type: str = "text/event-stream; charset=utf-8"
+) -> AsyncGenerator[tuple[Server, str], None]:
     """A server of these scripts, and its base URL."""
-    server = Server(*scripts)
+    server = Server(*scripts, content_type=content_type)
     app = web.Application()
     app.router.add_post("/v1/chat/completions", server.handle)
+    app.router.add_post("/v1/audio/speech", server.handle)
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.0)
     await runner.setup()
     try:
