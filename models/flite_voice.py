@@ -53,6 +53,8 @@ class _Job:
             return
         for spoken in (self._held, *self._silence):
             if spoken is not None:
+                if self.should_stop():  # with the piece before
+                    return
                 self.sink(spoken)
         self._held, self._silence = piece, []
 
@@ -64,6 +66,8 @@ class _Job:
             pieces = [Spoken(self._held.pcm, "".join(p.text for p in pieces))]
         for spoken in pieces[:-1]:
             self.sink(spoken)
+            if self.should_stop():
+                return
         self.sink(Spoken(pieces[-1].pcm, pieces[-1].text + self.marked.rest()))
 
 
