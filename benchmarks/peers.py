@@ -23,7 +23,7 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / ".typing"))  # the folders by their import name
 
-from engine import PCM, Fused, FusedSink, Queued, Sink, ours, queues
+from engine_hops import PCM, Fused, FusedSink, Queued, Sink, ours, queues
 from report import line
 
 IN_FLIGHT = 8

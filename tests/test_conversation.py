@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from penstock.pipeline.clock import MS
 
-from .conversation import Person, Script, simulate, talk, word_text
+from .conversation import Person, Script, simulate, word_text
+from .long_conversation import talk
 
 
 def test_a_question_is_answered_aloud() -> None:

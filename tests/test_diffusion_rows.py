@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusion_rig import random_weights
 from diffusion_sessions import Session, simulated
 from numpy.typing import NDArray
-from penstock.models.restyle_net import RestyleNet
-from penstock.models.restyle_prompt import SIZE
 from penstock.models.stream_model import Entry, Settings
 from penstock.pipeline.clock import MonotonicClock
 from penstock.pipeline.pool_plan import BatchPlan, PoolPlan
@@ -20,19 +19,13 @@ from penstock.pipeline.pools import DevicePool
 from penstock.pipeline.rows import Again, Row
 from penstock.stages.diffusion_params import DiffusionOptions, DiffusionParams
 from penstock.stages.diffusion_rows import DiffusionRows, Step, Stream, make
-from safetensors.torch import save_file
 
 torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    net = RestyleNet(SIZE)
-    state = {k: (v + 0.03 * torch.randn_like(v)).contiguous() for k, v in net.state_dict().items()}
-    path = tmp_path_factory.mktemp("weights") / "random.safetensors"
-    save_file(state, path)
-    return path
+    return random_weights(tmp_path_factory.mktemp("weights"))
 
 
 def options(weights: Path | None) -> DiffusionOptions:
