@@ -5,7 +5,7 @@
 Prints JSON lines, the summary last. Times are wall ms unless the name says otherwise.
 
 first_audio_ms: the first delta of a reply → its first frame out of `tts.stream`; the deltas come at once, word by word.
-rtf: CPU seconds for a second of speech.
+rtf: CPU seconds for a second of speech. Engine "endpoint" is a server in the same process that answers at once: our side's cost.
 wer: 20 Harvard-like sentences through the voice and PocketSphinx with its large model; biased against formant voices.
 gap_free: share of replies of sessions that all speak at once, on a pool that is kept full, without a gap at the sink.
 barge_in_to_silence_ms: the onset told by the VAD → silence; at the sink on the virtual clock, at the ear of an aiortc
@@ -32,6 +32,7 @@ import av
 import jiwer
 import numpy as np
 import torch
+from aiohttp import web
 from aiortc.mediastreams import MediaStreamTrack
 from penstock.models import flow_voice, voices
 from penstock.models.flow_acoustic import FlowAcoustic
@@ -126,9 +127,32 @@ def known(name: str) -> Voice | None:
         return None
 
 
-async def engine(name: str, rounds: int = 4) -> dict[str, float]:
+async def endpoint() -> dict[str, float]:
+    """What our side of a speech endpoint adds: one on loopback that answers at once, 60 ms of sound a character."""
+
+    async def speak(request: web.Request) -> web.StreamResponse:
+        text = (await request.json())["input"]
+        response = web.StreamResponse(headers={"Content-Type": "audio/pcm"})
+        await response.prepare(request)
+        for _ in range(len(text)):
+            await response.write(bytes(24 * 2 * 60))
+        return response
+
+    app = web.Application()
+    app.router.add_post("/v1/audio/speech", speak)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+        return await engine("endpoint", {"endpoint": {"base_url": url, "fallback": False}})
+    finally:
+        await runner.cleanup()
+
+
+async def engine(name: str, options: dict[str, Any], rounds: int = 4) -> dict[str, float]:
     pools = Pools()
-    stage = StreamTts(StreamTts.Options(voice=name))  # type: ignore[arg-type]
+    stage = StreamTts(StreamTts.Options.model_validate(options))
     stage.ctx = Bench(pools)  # type: ignore[assignment]
     await stage.setup()
     waits: list[float] = []
@@ -147,6 +171,7 @@ async def engine(name: str, rounds: int = 4) -> dict[str, float]:
             waits.append((out.at - begun) * 1000)
             seconds += out.seconds
     rtf = (time.process_time() - cpu) / seconds
+    await stage.close()
     pools.close()
     figures = {
         "first_audio_ms_p50": round(percentile(waits, 0.5), 1),
@@ -358,7 +383,8 @@ def main() -> None:
     options.add_argument("--skip", default="", help="parts to leave out: wer,pool,ear,command,conversation")
     args = options.parse_args()
     skip = set(args.skip.split(","))
-    engines = {n: asyncio.run(engine(n)) for n in ENGINES if known(n) is not None}
+    engines = {n: asyncio.run(engine(n, {"voice": n})) for n in ENGINES if known(n) is not None}
+    engines["endpoint"] = asyncio.run(endpoint())
     summary: dict[str, Any] = {"area": "voice", "engines": engines, **flow()}
     if "pool" not in skip:
         summary["gap_free"] = asyncio.run(full_pool())

@@ -21,13 +21,15 @@ from penstock.models import voices
 from penstock.models.voice import NoVoice
 from penstock.pipeline.clock import MS, SECOND, ManualClock
 from penstock.pipeline.frame import TokenFrame
+from penstock.pipeline.session import Session
 from penstock.pipeline.stage import Flush, SetParams, StageError
 from penstock.stages.speech_sound import BadSound, Format, Sound
 from penstock.stages.tts import StreamTts
 from pydantic import ValidationError
 
-from .chat_server import Script, Server, drops, sends, serving, stalls
+from .chat_server import DONE, Script, Server, delta, drops, sends, serving, stalls
 from .fakes import Collected, FakeContext, feed
+from .graphs import compile_test, run_session, sink_of
 
 net = pytest.mark.net
 RATE = 24_000
@@ -478,6 +480,42 @@ def test_closing_in_the_middle_leaves_nothing_behind() -> None:
         await it.server.gone.wait()
 
     talk(scene, stalls())
+
+
+GRAPH = """
+penstock: 1
+graph: talk
+nodes:
+  ears:  {use: test.tokens, frames: 2, every_ms: 1}
+  agent: {use: llm.chat, in: {heard: ears.text}, scope: reply, base_url: "%s", model: m, system: ""}
+  voice: {use: tts.stream, in: agent.say, scope: reply, endpoint: {base_url: "%s", fallback: false}}
+  out:   {use: test.sink, in: {audio: voice.audio}}
+"""
+
+
+@net
+def test_in_a_session_a_barge_in_silences_the_endpoint_and_the_next_reply_is_spoken() -> None:
+    async def barge_in(session: Session) -> None:
+        await until(lambda: bool(sink_of(session).got))
+        session.interrupt("reply")
+
+    async def play() -> None:
+        first = stalls(delta("Once upon a time. There was more. "))
+        second = sends(delta("It was new.", "stop"), DONE)
+        async with (
+            asyncio.timeout(20),
+            serving(first, second) as (_, chat),
+            serving(stalls(tone(0.5).tobytes()), speech(0.5), content_type="audio/pcm") as (server, url),
+        ):
+            session = await run_session(compile_test(GRAPH % (chat, url)), meanwhile=barge_in)
+            await server.gone.wait()
+        assert [r["input"] for r in server.requests] == ["Once upon a time.", "It was new."]
+        frames = [f for _, _, f in sink_of(session).got if f.epoch == 1]
+        assert "".join(f.text for f in frames) == "It was new."
+        assert sum(f.duration for f in frames) == pytest.approx(0.5 * SECOND, abs=MS)
+        assert session.runners["voice"].restarts == 0
+
+    asyncio.run(play())
 
 
 @net
