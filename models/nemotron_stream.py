@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,8 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .hub_folder import hub_folder
 from .nemo_mel import NemoMel
-from .whisper_stream import StreamWord
+from .stream_words import StreamWord
 
 FRAME_MS = 80
 _UNITS = 4  # of 20 ms, in which words are told
@@ -177,30 +177,16 @@ class NemotronStreamer:
 
 
 def load(source: str, *, lookahead_ms: int = 560, device: str = "cpu") -> NemotronStreamer:
-    """From a folder or a hub id: config.json, model.safetensors, tokenizer.json.
+    """From a folder, a hub id or a name of `penstock models`: config.json, model.safetensors, tokenizer.json.
 
     Raises: ValueError in words.
     """
     try:
-        from huggingface_hub import snapshot_download
         from tokenizers import Tokenizer
         from transformers import NemotronAsrStreamingForRNNT
     except ImportError as e:
         raise ValueError("asr.nemotron needs the extra: pip install 'penstock[hub]'") from e
-    folder = Path(source)
-    if not folder.exists():
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
-            raise ValueError(
-                f"{source!r} is neither a folder nor a hub id such as nvidia/nemotron-speech-streaming-en-0.6b"
-            )
-        try:
-            names = ["*.json", "*.safetensors"]
-            folder = Path(snapshot_download(source, allow_patterns=names))
-        except Exception as e:
-            first = (str(e).splitlines() or [type(e).__name__])[0]
-            raise ValueError(
-                f"{source!r} is no folder and could not be fetched from the hub ({first})"
-            ) from e
+    folder = hub_folder(source, "asr.nemotron", "nvidia/nemotron-speech-streaming-en-0.6b")
     for name in ("config.json", "tokenizer.json"):
         if not (folder / name).is_file():
             raise ValueError(

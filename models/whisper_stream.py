@@ -21,23 +21,14 @@ from .attention_kv import KvBuffer
 from .causal_whisper import CausalWhisper, EncoderState, TextRow
 from .local_optimality import TAIL, Hypothesis, agree, branch, checked, revise, settle
 from .log_mel import LogMel
+from .stream_words import StreamWord, give_words
 from .tokens import Tokens
 from .whisper_dims import BlockPlan
 from .whisper_ort import OrtWhisper
 from .window_seam import Said, Seam, find_seam
-from .word_times import even_shares, group_words, token_times
 
 FRAME_S = 0.02
 _KEEP = 0.4  # of the window stays when it slides
-
-
-@dataclass(frozen=True, slots=True)
-class StreamWord:
-    """A committed word; frames of 20 ms since the stream began."""
-
-    text: str
-    begin: int
-    end: int
 
 
 @dataclass(slots=True)
@@ -209,13 +200,13 @@ class WhisperStreamer:
         if everything:
             settle(stream.text, everything=True)
             stream.beams = [stream.text]
-        return self._words(stream, heard.attention, everything=everything)
+        return give_words(self.tokens, stream, stream.encoder.at, heard.attention, everything=everything)
 
     def finish(self, stream: WhisperStream) -> list[StreamWord]:
         """The turn is over: what is there is final. Word times are even shares of what is left."""
         settle(stream.text, everything=True)
         stream.beams = [stream.text]
-        return self._words(stream, None, everything=True)
+        return give_words(self.tokens, stream, stream.encoder.at, None, everything=True)
 
     def pending(self, stream: WhisperStream) -> str:
         """The words that may still change."""
@@ -322,47 +313,6 @@ class WhisperStreamer:
             tail = hyp.tokens[len(hyp.tokens) - (row.shape[0] - 1) :]
             logp = row.log_softmax(-1)
             hyp.logp = sum(float(logp[i, t]) for i, t in enumerate(tail))
-
-    # ------------------------------------------------------------ words
-
-    def _words(
-        self, stream: WhisperStream, attention: Tensor | None, *, everything: bool = False
-    ) -> list[StreamWord]:
-        """Whole words below the commit line that have not been given yet, with their times."""
-        tokens, line = stream.text.tokens, stream.text.committed
-        starts = [self.tokens.begins_word(t) for t in tokens]
-        end = line
-        if not everything:  # a word is whole when the next one has begun, also when that may still change
-            while end > stream.worded and end < len(tokens) and not starts[end]:
-                end -= 1
-            if end == len(tokens):
-                return []
-        if end <= stream.worded:
-            return []
-        now = stream.encoder.at
-        new = len(tokens) - stream.worded
-        times: list[tuple[int, int]] = []
-        if attention is not None and attention.shape[1] == len(tokens) + 1:
-            shift = now - attention.shape[2]
-            heard = attention[:, :, max(0, stream.last_end - stream.origin - shift) :]  # words are in order
-            if heard.shape[2] > new:
-                shift = now - heard.shape[2]
-                times = [(a + shift, b + shift) for a, b in token_times(heard, stream.worded)]
-        if not times:
-            begin = max(0, stream.last_end - stream.origin)
-            times = even_shares(new, begin, max(now, begin + 1))
-        words: list[StreamWord] = []
-        spans = group_words(starts[stream.worded : end], times[: end - stream.worded])
-        for first, after, (a, b) in spans:
-            text = self.tokens.decode(tokens[stream.worded + first : stream.worded + after]).strip()
-            begin = max(stream.last_end, stream.origin + a)  # words are in order
-            stream.last_end = max(begin, stream.origin + b)
-            said = Said(stream.worded + after, begin - stream.origin, stream.last_end - stream.origin)
-            stream.said.append(said)
-            if text:
-                words.append(StreamWord(text, begin, stream.last_end))
-        stream.worded = end
-        return words
 
     # ------------------------------------------------------------ sliding
 

@@ -3,6 +3,7 @@
 CATALOG = {
     "vad.silero": "vad:SileroVad",
     "asr.causal": "asr_causal:CausalAsr",
+    "asr.moonshine": "asr_moonshine:MoonshineAsr",
     "asr.nemotron": "asr_nemotron:NemotronAsr",
     "asr.pocketsphinx": "asr:PocketSphinxAsr",
     "turn.detector": "turn:TurnDetector",

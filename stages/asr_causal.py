@@ -16,6 +16,7 @@ from pydantic import Field
 from ..models import whisper_loader
 from ..models.asr_session import AsrRows
 from ..models.causal_whisper import CausalWhisper
+from ..models.hub_folder import pulled
 from ..models.whisper_dims import FRAME_MS, BlockPlan
 from ..models.whisper_ort import OrtWhisper
 from ..models.whisper_stream import WhisperStreamer
@@ -28,7 +29,9 @@ class CausalAsr(StreamedAsr):
     """`asr_stream` on a causal Whisper."""
 
     class Options(StreamedAsr.Options):
-        model: str = Field("fixture", description="fixture, a checkpoint's path, or a hub id")
+        model: str = Field(
+            "fixture", description="fixture, a checkpoint's path, a hub id, or a name of `penstock models`"
+        )
         language: str = Field("en", description="Of a multilingual checkpoint")
         chunk_ms: int | None = Field(None, ge=40, le=1000, description="Audio a step; the checkpoint's own")
         left_ms: int | None = Field(None, ge=600, description="Bounded window, for weights trained for one")
@@ -58,7 +61,7 @@ def _load(
     beams: int,
 ) -> AsrRows:
     """One set of weights for all sessions with the same options. Raises: ValueError, FileNotFoundError."""
-    source = str(whisper_loader.FIXTURE) if model == "fixture" else model
+    source = str(whisper_loader.FIXTURE) if model == "fixture" else pulled(model, "asr.causal")
     if model == "fixture" and not whisper_loader.FIXTURE.is_file():
         raise FileNotFoundError(
             f"the fixture {whisper_loader.FIXTURE.name} has not been made: run python -m "

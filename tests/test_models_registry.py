@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from penstock.models import pull, registry
+from penstock.models.hub_folder import pulled
 from penstock.models.registry import Card, Part
 from penstock.pipeline.cli import app
 from safetensors.torch import load_file, save
@@ -53,6 +54,22 @@ def test_what_is_not_here_says_how_to_get_it() -> None:
         registry.path("sd-turbo")
     with pytest.raises(ValueError, match="unknown model 'dreamer'; there are: sd-turbo"):
         registry.card("dreamer")
+
+
+def test_a_graphs_model_may_name_a_pulled_checkpoint_of_its_stage(
+    models_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(registry.NotHere, match="penstock models pull whisper-tiny"):
+        pulled("whisper-tiny", "asr.causal")
+    folder = models_home / "whisper-tiny"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    registry.write_manifest(folder, [registry.Held("config.json", 2, "", "openai/whisper-tiny", COMMIT)])
+    assert pulled("whisper-tiny", "asr.causal") == str(folder)
+    assert pulled("whisper-tiny", "asr.moonshine") == "whisper-tiny"  # another stage's
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "whisper-tiny").mkdir()
+    assert pulled("whisper-tiny", "asr.causal") == "whisper-tiny"  # a folder of one's own goes first
 
 
 def test_only_harmless_files_are_taken() -> None:
