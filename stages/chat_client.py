@@ -15,15 +15,8 @@ import aiohttp
 
 from ..pipeline.clock import SECOND
 from .chat_calls import BadCall, CallAssembler, FunctionCall
+from .endpoint_http import EndpointFailed, check_status, failures_in_words, open_http
 from .sse import EventStreamParser, EventTooLong, ServerEvent
-
-
-class EndpointFailed(Exception):
-    """The endpoint gave no whole answer. The words never hold its text, the key or the address."""
-
-    def __init__(self, reason: str, retry_after: int = 0) -> None:
-        super().__init__(reason)
-        self.retry_after = retry_after  # ns that the endpoint asks to be left alone; 0 when it asks nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +35,7 @@ class ChatClient:
     def __init__(self, base_url: str, key: str, limits: Limits) -> None:
         self._url = f"{base_url.rstrip('/')}/chat/completions"
         self._limits = limits
-        headers = {"Accept": "text/event-stream", "Accept-Encoding": "identity"}
-        if key:
-            headers["Authorization"] = f"Bearer {key}"
-        timeout = aiohttp.ClientTimeout(total=None, connect=limits.connect / SECOND)
-        self._http = aiohttp.ClientSession(headers=headers, timeout=timeout)
+        self._http = open_http(key, limits.connect, Accept="text/event-stream")
 
     async def close(self) -> None:
         await self._http.close()
@@ -63,7 +52,13 @@ class ChatClient:
         """
         limits = self._limits
         progress = _Progress()
-        try:
+
+        def late() -> str:
+            if progress.tokens:
+                return f"no further token in {limits.between_tokens / SECOND:g} s"
+            return f"no token in {limits.first_token / SECOND:g} s"
+
+        with failures_in_words(limits.connect, late, EventTooLong, BadCall):
             async with asyncio.timeout(limits.first_token / SECOND) as limit:
                 # a redirect would carry the key and what was said to somewhere that nobody configured
                 async with self._http.post(
@@ -72,20 +67,6 @@ class ChatClient:
                     check_status(response)
                     _check_type(response)
                     return await self._read(response, put, limit, progress)
-        except TimeoutError as e:
-            if isinstance(e, aiohttp.ClientError):
-                raise EndpointFailed(f"no connection in {limits.connect / SECOND:g} s") from e
-            if progress.tokens:
-                reason = f"no further token in {limits.between_tokens / SECOND:g} s"
-            else:
-                reason = f"no token in {limits.first_token / SECOND:g} s"
-            raise EndpointFailed(reason) from e
-        except aiohttp.ClientConnectorError as e:
-            raise EndpointFailed(f"no connection ({type(e.os_error).__name__})") from e
-        except aiohttp.ClientError as e:
-            raise EndpointFailed(f"the connection broke ({type(e).__name__})") from e
-        except (EventTooLong, BadCall) as e:
-            raise EndpointFailed(str(e)) from e
 
     async def _read(
         self,
@@ -124,16 +105,6 @@ class ChatClient:
 @dataclass(slots=True)
 class _Progress:
     tokens: int = 0
-
-
-def check_status(response: aiohttp.ClientResponse) -> None:
-    """Raises: EndpointFailed for all but 200, with the time that a Retry-After asks for."""
-    if response.status != 200:
-        seconds = response.headers.get("Retry-After", "")
-        retry_after = (
-            int(seconds) * SECOND if seconds.isascii() and seconds.isdigit() and len(seconds) < 7 else 0
-        )
-        raise EndpointFailed(f"HTTP {response.status}", retry_after)
 
 
 def _check_type(response: aiohttp.ClientResponse) -> None:

@@ -16,10 +16,11 @@ from ..pipeline.clock import MS, SECOND
 from ..pipeline.frame import Frame, TokenFrame
 from ..pipeline.stage import Control, Flush, In, Out, Outputs, Ports, Stage, StageError
 from ..pipeline.units import Duration
-from .chat_client import ChatClient, EndpointFailed, Limits
+from .chat_client import ChatClient, Limits
 from .chat_history import ChatHistory, Said
 from .chat_tools import Tool, ToolBox, check_names
 from .endpoint import check_reference, check_url, is_local, read_key
+from .endpoint_http import EndpointFailed
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 
 from ..pipeline.clock import SECOND
-from .chat_client import EndpointFailed, check_status
+from .endpoint_http import EndpointFailed, check_status, failures_in_words, open_http
 from .speech_sound import BadSound, Format, Pcm, Sound
 
 _PIECE = 4096  # bytes read at a time: 85 ms of 24 kHz PCM, so that no decoding holds the loop for long
@@ -36,11 +36,7 @@ class SpeechClient:
     def __init__(self, base_url: str, key: str, limits: SpeechLimits) -> None:
         self._url = f"{base_url.rstrip('/')}/audio/speech"
         self._limits = limits
-        headers = {"Accept-Encoding": "identity"}
-        if key:
-            headers["Authorization"] = f"Bearer {key}"
-        timeout = aiohttp.ClientTimeout(total=None, connect=limits.connect / SECOND)
-        self._http = aiohttp.ClientSession(headers=headers, timeout=timeout)
+        self._http = open_http(key, limits.connect)
 
     async def close(self) -> None:
         await self._http.close()
@@ -71,7 +67,12 @@ class SpeechClient:
             if len(pcm):
                 await put(pcm, sound.rate_hz)
 
-        try:
+        def late() -> str:
+            if began:
+                return f"no further sound in {limits.between_bytes / SECOND:g} s"
+            return f"no sound in {limits.first_byte / SECOND:g} s"
+
+        with failures_in_words(limits.connect, late, BadSound):
             async with asyncio.timeout(limits.first_byte / SECOND) as limit:
                 # a redirect would carry the key and what was said to somewhere that nobody configured
                 async with self._http.post(self._url, json=body, allow_redirects=False) as response:
@@ -87,20 +88,6 @@ class SpeechClient:
                         limit.reschedule(loop.time() + limits.between_bytes / SECOND)
                     limit.reschedule(None)
                     await give(sound.finish())
-        except TimeoutError as e:
-            if isinstance(e, aiohttp.ClientError):
-                raise EndpointFailed(f"no connection in {limits.connect / SECOND:g} s") from e
-            if began:
-                reason = f"no further sound in {limits.between_bytes / SECOND:g} s"
-            else:
-                reason = f"no sound in {limits.first_byte / SECOND:g} s"
-            raise EndpointFailed(reason) from e
-        except aiohttp.ClientConnectorError as e:
-            raise EndpointFailed(f"no connection ({type(e.os_error).__name__})") from e
-        except aiohttp.ClientError as e:
-            raise EndpointFailed(f"the connection broke ({type(e).__name__})") from e
-        except BadSound as e:
-            raise EndpointFailed(str(e)) from e
         if not samples:
             raise EndpointFailed("the response ended without sound")
 

@@ -24,9 +24,10 @@ from ..pipeline.frame import TokenFrame, VideoFrame
 from ..pipeline.pixels import to_rgb
 from ..pipeline.stage import Context, Outputs, StageError
 from ..pipeline.units import Duration
-from .chat_client import ChatClient, EndpointFailed, Limits
+from .chat_client import ChatClient, Limits
 from .chat_history import ChatHistory
 from .endpoint import check_reference, check_url, is_local, read_key
+from .endpoint_http import EndpointFailed
 
 log = logging.getLogger(__name__)
 

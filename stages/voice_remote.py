@@ -14,8 +14,8 @@ from ..pipeline.breaker import CircuitBreaker
 from ..pipeline.clock import SECOND
 from ..pipeline.stage import Context, StageError
 from ..pipeline.units import Duration
-from .chat_client import EndpointFailed
 from .endpoint import check_reference, check_url, is_local, read_key
+from .endpoint_http import EndpointFailed
 from .speech_client import SpeechClient, SpeechLimits
 from .speech_sound import Format, Pcm
 

@@ -256,20 +256,25 @@ async def churn(sessions: int) -> dict[str, float]:
     return {key: after[key] - before[key] for key in after}
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
-def test_fifty_connects_leave_no_task_no_thread_and_little_memory():
-    # in a process of its own: what other tests have allocated must not blur the figure
-    script = "import asyncio, json, test_peer; print(json.dumps(asyncio.run(test_peer.churn(50))))"
+def alone(script: str, limit_s: float) -> bytes:
+    """What a process of its own prints, which has to end well."""
     path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
     done = subprocess.run(
         [sys.executable, "-c", script],
         env=os.environ | {"PYTHONPATH": path},
         stdout=subprocess.PIPE,
-        timeout=120,
+        timeout=limit_s,
     )
     assert done.returncode == 0
-    left = json.loads(done.stdout.splitlines()[-1])
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
+def test_fifty_connects_leave_no_task_no_thread_and_little_memory():
+    # in a process of its own: what other tests have allocated must not blur the figure
+    said = alone("import asyncio, json, test_peer; print(json.dumps(asyncio.run(test_peer.churn(50))))", 120)
+    left = json.loads(said.splitlines()[-1])
     print(left)
     assert left["tasks"] == 0
     assert left["threads"] == 0
@@ -290,13 +295,5 @@ async def walk_away() -> None:
 
 @pytest.mark.slow
 def test_a_process_that_closes_nothing_still_ends():
-    script = "import asyncio, test_peer; asyncio.run(test_peer.walk_away()); print('left')"
-    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env=os.environ | {"PYTHONPATH": path},
-        stdout=subprocess.PIPE,
-        timeout=60,
-    )
-    assert done.returncode == 0
-    assert done.stdout == b"left\n"
+    said = alone("import asyncio, test_peer; asyncio.run(test_peer.walk_away()); print('left')", 60)
+    assert said == b"left\n"
