@@ -52,7 +52,7 @@ def list_() -> None:
     table = Table(box=None, header_style="bold")
     for column in ("model", "for", "size", "here"):
         table.add_column(column, no_wrap=True)
-    table.add_column("licence", no_wrap=True, overflow="ellipsis")
+    table.add_column("licence")  # the one that may wrap: rich narrows it before it cuts a name
     for card in registry.cards().values():
         there = "[green]yes[/]" if registry.held(card.name) else ""
         table.add_row(card.name, card.stage, f"{card.gb:g} GB", there, card.licence)
