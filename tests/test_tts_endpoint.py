@@ -392,7 +392,9 @@ def test_a_failure_is_told_once_in_words_and_left_alone(
         assert len(it.server.requests) == 2
         assert len(it.failures()) == 1
 
-    limits: dict[str, Any] = {"first_byte": "200ms", "between_bytes": "200ms", "response_bytes": 200_000}
+    limits: dict[str, Any] = {"first_byte": "8s", "between_bytes": "8s", "response_bytes": 200_000}
+    if "0.2 s" in words:  # short only where it is to pass: this machine may be busy
+        limits["between_bytes" if "further" in words else "first_byte"] = "200ms"
     with caplog.at_level(logging.INFO):
         talk(scene, script, content_type=content_type, **limits)
     told = [r for r in caplog.records if r.levelno >= logging.WARNING and "speech endpoint" in r.message]
