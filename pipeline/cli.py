@@ -205,8 +205,9 @@ def serve(
 @app.command()
 def run(
     graph: Annotated[str, typer.Argument(help="a graph file or an embedded graph's name")],
-    source: Annotated[
-        str | None, typer.Option("--in", help="file, URL (rtsp, http), device (/dev/video0) or synthetic:10s")
+    sources: Annotated[
+        list[str] | None,
+        typer.Option("--in", help="one file, URL (rtsp, http), device (/dev/video0) or synthetic:10s"),
     ] = None,
     sinks: Annotated[
         list[str] | None,
@@ -216,8 +217,10 @@ def run(
     """Run a graph on files, as fast as the machine allows: the live ends become --in and --out."""
     from .headless import run_files
 
+    if sources and len(sources) > 1:
+        raise typer.BadParameter(f"one is taken, not {len(sources)}", param_hint="--in")
     plan = library.load_all([graph]).popitem()[1]
-    report = asyncio.run(run_files(plan, source, sinks or [], err))
+    report = asyncio.run(run_files(plan, sources[0] if sources else None, sinks or [], err))
     word = "[yellow]stopped[/]" if report.stopped else "[green]done[/]"
     err.print(
         f"{word}  {report.media_s:.1f} s of media in {report.wall_s:.1f} s ({report.speed:.1f}× real time)"

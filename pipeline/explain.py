@@ -88,7 +88,9 @@ def verdicts(plan: Plan) -> list[Verdict]:
 def explain(plan: Plan) -> str:
     """The bounds as text for a terminal."""
     lines = [f"{plan.name}: worst case by declared budgets and queue bounds", ""]
-    for path in paths(plan):
+    if not (bounds := paths(plan)):
+        lines.append("no picture and no sound goes all the way from a source to a sink: nothing to add up")
+    for path in bounds:
         missing = f"   (no budget declared: {', '.join(path.unknown)})" if path.unknown else ""
         lines.append(f"{path.kind:6} {path.worst / MS:6g} ms  {' → '.join(path.nodes)}{missing}")
         for before, name in zip(path.nodes, path.nodes[1:], strict=False):

@@ -110,9 +110,15 @@ async def run_files(plan: Plan, source: str | None, sinks: list[str], console: C
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stopped.set)
         start = clock.now()
-        await session.start()
-        ended = asyncio.create_task(session.wait(), name="run/wait")
         stop = asyncio.create_task(stopped.wait(), name="run/stop")
+        starting = asyncio.create_task(session.start(), name="run/start")
+        await asyncio.wait([starting, stop], return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():  # models take seconds to load
+            starting.cancel()
+            await asyncio.wait([starting])
+            raise KeyboardInterrupt
+        await starting
+        ended = asyncio.create_task(session.wait(), name="run/wait")
         await asyncio.wait([ended, stop], return_when=asyncio.FIRST_COMPLETED)
         interrupted = not ended.done()
         if interrupted:

@@ -11,10 +11,12 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..models.toy_world import SIZE, World
-from ..pipeline.clock import MS
+from ..pipeline.clock import MS, SECOND
 from ..pipeline.frame import EventFrame, VideoFrame
 from ..pipeline.stage import Out, Outputs, Ports, Stage
 from ..pipeline.units import Duration
+
+FILE_RUN = 10 * SECOND  # of world without a `duration`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +26,8 @@ class WorldFrame(VideoFrame):
 
 class WorldOptions(BaseModel):
     """seed: which world. every: between two pictures. scale: pixels of the picture for one of the world's 48.
-    rate: chance that something comes or leaves. duration: how long; left out: until the session ends."""
+    rate: chance that something comes or leaves. duration: how long; left out: until the session ends, and 10 s
+    in a file run, which would have no end otherwise."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -44,8 +47,11 @@ class SyntheticWorld(Stage):
     async def run(self, out: Outputs) -> None:
         options: WorldOptions = self.options
         world = World(options.seed, options.rate)
+        duration = options.duration
+        if duration is None and not self.ctx.realtime:
+            duration = FILE_RUN
         start, at = self.ctx.clock.now(), 0
-        while options.duration is None or at < options.duration:
+        while duration is None or at < duration:
             if self.ctx.realtime:
                 await self.ctx.clock.sleep(max(0, start + at - self.ctx.clock.now()))
             pts = start + at if self.ctx.realtime else at

@@ -31,6 +31,14 @@ def test_a_path_with_an_undeclared_budget_says_so() -> None:
     assert "no budget declared: a" in explain(compile_test(GRAPH.replace(", budget: 10ms", "")))
 
 
+def test_a_graph_without_a_way_through_says_so() -> None:
+    speech = GRAPH.replace("slo: {barge_in_to_silence: 100ms}\n", "").split("  mic:")[0]
+    speech += "  words: {use: test.tokens}\n  voice: {use: test.speaker, in: words.text}\n"
+    speech += "  out: {use: test.sink, in: {audio: voice.audio}}\n"
+    assert "nothing to add up" in explain(compile_test(speech))
+    assert "nothing to add up" not in explain(compile_test(GRAPH))
+
+
 def test_a_promise_that_the_graph_cannot_keep_is_a_fault() -> None:
     text = GRAPH.replace("test.work, in: mic.audio", "test.work, in: mic.audio, scope: reply")
     text += "cancel: {reply: {on: mic.alarm, within: %s}}\n"

@@ -130,6 +130,13 @@ def test_the_source_sends_pictures_and_the_truth() -> None:
     assert all(e.name in ("came", "left") and e.fields["thing"].split()[0] in COLOURS for e in truth)
 
 
+def test_in_a_file_run_the_world_has_an_end() -> None:
+    stage, out = SyntheticWorld(WorldOptions(scale=1)), Collected()
+    stage.ctx = FakeContext(realtime=False)
+    run_virtual(stage.run(out))
+    assert [f.pts for f in out.of("video")] == [i * SECOND // 2 for i in range(20)]
+
+
 def test_in_real_time_it_keeps_its_beat() -> None:
     stage, out = SyntheticWorld(WorldOptions(duration=3 * SECOND)), Collected()
     context = FakeContext()

@@ -221,6 +221,16 @@ def test_a_fragment_is_read():
     assert found.end
 
 
+def test_a_section_for_each_candidate_is_no_more_sections():
+    """Simple clients send each candidate with its m= line; a machine with a few networks has a dozen."""
+    part = "m=audio 9 RTP/AVP 0\r\na=mid:{}\r\na=candidate:1 1 udp 9 ::1 9 typ host\r\n"
+    assert len(parse_fragment("".join(part.format(i % 3) for i in range(30))).candidates) == 30
+    with pytest.raises(OfferError, match="9 sections and 9 candidates"):
+        parse_fragment("".join(part.format(i) for i in range(9)))
+    with pytest.raises(OfferError, match="9 sections"):
+        parse_fragment("".join(part.replace("a=mid:{}\r\n", "") for _ in range(9)))
+
+
 @pytest.mark.parametrize(
     "candidate",
     [

@@ -40,6 +40,7 @@ def parse_fragment(text: str) -> Fragment:
     found = Fragment()
     mid: str | None = None
     section = -1
+    sections = set[str | int]()  # of candidates; a mid may come again, a section for each candidate
     for number, raw in enumerate(text.splitlines(), 1):
         line = raw.strip()
         name, _, value = line.removeprefix("a=").partition(":")
@@ -58,10 +59,11 @@ def parse_fragment(text: str) -> Fragment:
             found.end = True
         elif name == "candidate":
             found.candidates.append(_candidate(value, mid, section, number))
+            sections.add(section if mid is None else mid)
         # ice-pwd, ice-options, group and the like change nothing here
-    if section >= MAX_SECTIONS or len(found.candidates) > MAX_CANDIDATES:
+    if len(sections) > MAX_SECTIONS or len(found.candidates) > MAX_CANDIDATES:
         raise OfferError(
-            f"the fragment has {section + 1} sections and {len(found.candidates)} candidates; "
+            f"the fragment has {len(sections)} sections and {len(found.candidates)} candidates; "
             f"at most {MAX_SECTIONS} and {MAX_CANDIDATES} are taken"
         )
     if not found.candidates and not found.end and not found.ufrags:

@@ -231,13 +231,16 @@ export class Link {
   /** Send the candidates so far, as RFC 8840 writes them. Those of the offer's SDP are there already. */
   #flush() {
     if (!this.#session || !this.#candidates.length || this.#closed) return;
-    const lines = [];
+    const lines = [], sections = new Map(); // one section a mid: the server bounds how many there are
     let end = false;
     for (const found of this.#candidates.splice(0)) {
       if (!found?.candidate) { end = true; continue; }
       if (!lines.length) lines.push(`a=ice-ufrag:${found.usernameFragment}`);
-      lines.push("m=audio 9 UDP/TLS/RTP/SAVPF 0", `a=mid:${found.sdpMid}`, `a=${found.candidate}`);
+      const section = sections.get(found.sdpMid) ?? ["m=audio 9 UDP/TLS/RTP/SAVPF 0", `a=mid:${found.sdpMid}`];
+      sections.set(found.sdpMid, section);
+      section.push(`a=${found.candidate}`);
     }
+    lines.push(...[...sections.values()].flat());
     if (end) lines.push("a=end-of-candidates");
     this.#tell(`session/${encodeURIComponent(this.#session)}`, {
       method: "PATCH", body: `${lines.join("\r\n")}\r\n`, headers: { "Content-Type": "application/trickle-ice-sdpfrag" },
