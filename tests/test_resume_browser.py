@@ -6,11 +6,14 @@ import json
 import os
 import signal
 import urllib.request
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from harness.chromium import chromium, missing, until
 from harness.serve import serving
+
+if TYPE_CHECKING:
+    from playwright.sync_api import BrowserContext, Page
 
 pytestmark = [
     pytest.mark.browser,
@@ -24,6 +27,19 @@ LINES = "[...document.querySelectorAll('#talk li')].map((li) => li.textContent)"
 BOTH = f"{LINES}.filter((t) => t.startsWith('remember me')).length"
 
 
+def live_page(context: BrowserContext, url: str) -> Page:
+    """A page that is connected, with a line said and one answered."""
+    page = context.new_page()
+    page.goto(url)
+    until(page, "!document.getElementById('start').disabled && document.getElementById('graph').value")
+    page.click("#start")
+    until(page, LIVE)
+    page.fill("#chat-line", "remember me")
+    page.press("#chat-line", "Enter")
+    until(page, f"{BOTH} === 2")
+    return page
+
+
 def test_the_page_keeps_its_session_over_a_change_of_network_and_a_reload():
     with serving("loopback") as served, chromium(size=(1280, 800)) as context:
 
@@ -31,14 +47,7 @@ def test_the_page_keeps_its_session_over_a_change_of_network_and_a_reload():
             with urllib.request.urlopen(f"{served.url}sessions") as answer:
                 return json.load(answer)["sessions"]
 
-        page = context.new_page()
-        page.goto(served.url)
-        until(page, "!document.getElementById('start').disabled && document.getElementById('graph').value")
-        page.click("#start")
-        until(page, LIVE)
-        page.fill("#chat-line", "remember me")
-        page.press("#chat-line", "Enter")
-        until(page, f"{BOTH} === 2")
+        page = live_page(context, served.url)
         (session,) = sessions()
 
         # another network: the browser says so, and the page goes on at once over a new connection
@@ -84,14 +93,7 @@ def test_the_page_comes_back_by_itself_after_a_silence():
                 (row,) = json.load(answer)["sessions"]
                 return row
 
-        page = context.new_page()
-        page.goto(served.url)
-        until(page, "!document.getElementById('start').disabled && document.getElementById('graph').value")
-        page.click("#start")
-        until(page, LIVE)
-        page.fill("#chat-line", "remember me")
-        page.press("#chat-line", "Enter")
-        until(page, f"{BOTH} === 2")
+        page = live_page(context, served.url)
         before = session()["id"]
         os.kill(served.process.pid, signal.SIGSTOP)  # nothing comes through any more
         try:
