@@ -3,228 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import logging
-import struct
-from collections.abc import Awaitable, Callable
 from itertools import pairwise
 from typing import Any
 
-import av
 import numpy as np
 import pytest
 from aiohttp import web
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from numpy.typing import NDArray
-from penstock.models import voices
-from penstock.models.voice import NoVoice
-from penstock.pipeline.clock import MS, SECOND, ManualClock
-from penstock.pipeline.frame import TokenFrame
+from penstock.pipeline.clock import MS, SECOND
 from penstock.pipeline.session import Session
-from penstock.pipeline.stage import Flush, SetParams, StageError
-from penstock.stages.speech_sound import BadSound, Format, Sound
+from penstock.pipeline.stage import SetParams, StageError
 from penstock.stages.tts import StreamTts
 from pydantic import ValidationError
 
-from .chat_server import DONE, Script, Server, delta, drops, sends, serving, stalls
-from .fakes import Collected, FakeContext, feed
+from .chat_server import DONE, Script, delta, drops, sends, serving, stalls
 from .graphs import compile_test, run_session, sink_of
+from .speech_files import MP3, OPUS, RATE, tone, wav
+from .tts_talk import Talk, embedded, speech, talk, until
 
 net = pytest.mark.net
-RATE = 24_000
 SENTENCE = "One two three four five six."
-
-
-def tone(seconds: float, rate_hz: int = RATE) -> NDArray[np.int16]:
-    return (8000 * np.sin(np.arange(round(seconds * rate_hz)) * 2 * np.pi * 440 / rate_hz)).astype(np.int16)
-
-
-def wav(pcm: NDArray[np.int16], rate_hz: int, channels: int = 1, extra: bytes = b"") -> bytes:
-    """As servers stream it: sizes unknown."""
-    fmt = struct.pack("<HHIIHH", 1, channels, rate_hz, rate_hz * 2 * channels, 2 * channels, 16)
-    head = b"WAVEfmt " + struct.pack("<I", 16) + fmt + extra + b"data\xff\xff\xff\xff"
-    return b"RIFF\xff\xff\xff\xff" + head + pcm.tobytes()
-
-
-def encoded(container: str, codec: str, pcm: NDArray[np.int16], rate_hz: int) -> bytes:
-    file = io.BytesIO()
-    with av.open(file, "w", format=container) as out:
-        stream: Any = out.add_stream(codec, rate=rate_hz, layout="mono")
-        frame = av.AudioFrame.from_ndarray(pcm[None, :], format="s16", layout="mono")
-        frame.sample_rate = rate_hz
-        for f in [*av.AudioResampler(format=stream.format, rate=rate_hz).resample(frame), None]:
-            out.mux(stream.encode(f))
-    return file.getvalue()
-
-
-def decoded(data: bytes, format: Format, sizes: list[int]) -> tuple[NDArray[np.int16], int]:
-    """Fed in pieces of these sizes, again and again."""
-    sound, at, parts, turn = Sound(format, RATE), 0, list[NDArray[np.int16]](), 0
-    while at < len(data):
-        size = sizes[turn % len(sizes)]
-        parts.append(sound.feed(data[at : at + size]))
-        at, turn = at + size, turn + 1
-    parts.append(sound.finish())
-    return np.concatenate(parts), sound.rate_hz
-
-
-MP3 = encoded("mp3", "libmp3lame", tone(1.0), RATE)
-OPUS = encoded("ogg", "libopus", tone(1.0, 48_000), 48_000)
-
-
-@pytest.mark.parametrize(
-    ("data", "format"),
-    [
-        (tone(0.3).tobytes(), "pcm"),
-        (wav(tone(0.3), RATE, extra=b"LIST" + struct.pack("<I", 3) + b"abc\0"), "wav"),
-        (wav(tone(0.3), RATE), "pcm"),  # another than was asked for
-        (MP3, "mp3"),
-        (OPUS, "opus"),
-    ],
-    ids=["pcm", "wav", "wav for pcm", "mp3", "opus"],
-)
-@given(sizes=st.lists(st.integers(1, 700), min_size=1, max_size=5))
-@settings(max_examples=15, deadline=None)
-def test_sound_is_the_same_however_its_bytes_are_cut(data: bytes, format: Format, sizes: list[int]) -> None:
-    whole, _ = decoded(data, format, [len(data)])
-    cut, _ = decoded(data, format, sizes)
-    assert np.array_equal(whole, cut)
-    assert len(whole) > 0
-
-
-@pytest.mark.parametrize(("data", "format"), [(MP3, "mp3"), (OPUS, "opus")])
-def test_compressed_sound_has_its_length_pitch_and_level(data: bytes, format: Format) -> None:
-    pcm, rate_hz = decoded(data, format, [4096])
-    assert 1.0 <= len(pcm) / rate_hz < 1.12  # an mp3 begins and ends with some silence of its coder
-    middle = pcm[rate_hz // 4 : rate_hz * 3 // 4].astype(float)
-    peak = np.argmax(np.abs(np.fft.rfft(middle * np.hanning(len(middle)))))
-    assert peak * rate_hz / len(middle) == pytest.approx(440, abs=4)
-    assert np.sqrt((middle**2).mean()) == pytest.approx(8000 / np.sqrt(2), rel=0.1)
-
-
-def test_a_wav_says_its_rate_and_is_mixed_down() -> None:
-    pcm, rate_hz = decoded(wav(np.repeat(tone(0.1, 16_000), 2), 16_000, channels=2), "wav", [5])
-    assert rate_hz == 16_000
-    assert np.array_equal(pcm, tone(0.1, 16_000))
-
-
-@pytest.mark.parametrize(
-    ("data", "format", "words"),
-    [
-        (b"\x00\x01\x02\x03", "wav", "no wav"),
-        (b"\x00\x01\x02\x03", "mp3", "no mp3"),
-        (b"RIFF0000AVI LIST", "wav", "no wav"),
-        (wav(tone(0.1), 400), "wav", "400 Hz"),
-        (b"RIFF0000WAVEdata0000", "wav", "does not say its format"),
-        (b"RIFF0000WAVE", "wav", "ended in its header"),
-        (b"RIFF0000WAVE" + b"junk\x00\x00\x10\x00" + bytes(2**20), "wav", "no sound in its first"),
-        (b"OggS\0" + bytes(21) + b"\x01\x03abc" + bytes(100), "opus", "no Opus"),
-        (OPUS + bytes(200), "opus", "begins otherwise"),
-        (b"ID3\x04\x00\x00\x7f\x7f\x7f\x7f" + bytes(100), "mp3", "a tag of"),
-    ],
-)
-def test_garbage_is_named(data: bytes, format: Format, words: str) -> None:
-    with pytest.raises(BadSound, match=words):
-        decoded(data, format, [64])
-
-
-@given(
-    st.binary(max_size=3000),
-    st.sampled_from([b"RIFF", b"OggS\0", b"ID3", b"\xff\xfb", b"", wav(tone(0), RATE)]),
-)
-@settings(max_examples=150, deadline=None)
-def test_no_bytes_bring_more_than_a_clear_error(data: bytes, head: bytes) -> None:
-    for format in ("pcm", "mp3"):
-        try:
-            decoded(head + data, format, [500])
-        except BadSound as e:
-            assert str(e)
-
-
-class Heard(Collected):
-    """Outputs that tell when there is sound."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.some = asyncio.Event()
-
-    async def send(self, port: str, frame: Any) -> None:
-        await super().send(port, frame)
-        self.some.set()
-
-
-class Talk:
-    """A stage, its server, and what came out."""
-
-    def __init__(self, stage: StreamTts, ctx: FakeContext, server: Server, clock: ManualClock) -> None:
-        self.stage, self.ctx, self.server, self.clock = stage, ctx, server, clock
-        self.out = Heard()
-
-    async def say(self, text: str, *, end: bool = True, utterance: int = 1) -> None:
-        frame = TokenFrame(pts=SECOND, text=text, utterance=utterance, end=end, epoch=self.ctx.epoch)
-        await feed(self.stage, "text", frame, self.out)
-
-    async def flush(self) -> None:
-        self.ctx.epoch += 1
-        self.out.epoch = self.ctx.epoch
-        await self.stage.control(Flush("reply", self.ctx.epoch))
-
-    def words(self) -> str:
-        return "".join(f.text for f in self.out.of("audio"))
-
-    def seconds(self, rate_hz: int = RATE) -> float:
-        """Of the endpoint's sound: its rate is no embedded voice's."""
-        return sum(len(f.pcm) for f in self.out.of("audio") if f.rate_hz == rate_hz) / rate_hz
-
-    def failures(self) -> list[dict[str, object]]:
-        return [fields for name, fields in self.ctx.events if name == "tts_failed"]
-
-
-def talk(
-    scene: Callable[[Talk], Awaitable[None]],
-    *scripts: Script | web.Response,
-    content_type: str = "audio/pcm",
-    realtime: bool = True,
-    **options: Any,
-) -> Talk:
-    """Play a scene with a stage whose voice is a server of these scripts."""
-
-    async def play() -> Talk:
-        async with serving(*scripts, content_type=content_type) as (server, url):
-            base: dict[str, Any] = {"base_url": url, "model": "m", "voice": "v", "fallback": False}
-            stage = StreamTts(StreamTts.Options.model_validate({"endpoint": base | options}))
-            clock = ManualClock()
-            ctx = FakeContext(clock, realtime=realtime)
-            stage.ctx = ctx
-            await stage.setup()
-            it = Talk(stage, ctx, server, clock)
-            try:
-                async with asyncio.timeout(20):
-                    await scene(it)
-            finally:
-                await stage.close()
-            return it
-
-    return asyncio.run(play())
-
-
-async def until(fact: Callable[[], bool]) -> None:
-    """For what no event tells; `talk` limits the time."""
-    while not fact():  # noqa: ASYNC110
-        await asyncio.sleep(0.001)
-
-
-def embedded() -> None:
-    try:
-        voices.load("auto")
-    except NoVoice as e:
-        pytest.skip(str(e))
-
-
-def speech(seconds: float, piece: int = 1000) -> Script:
-    data = tone(seconds).tobytes()
-    return sends(*(data[i : i + piece] for i in range(0, len(data), piece)))
 
 
 @net
