@@ -31,11 +31,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import av
 import jiwer
 import numpy as np
-import torch
 from aiohttp import web
 from aiortc.mediastreams import MediaStreamTrack
-from penstock.models import flow_voice, voices
-from penstock.models.flow_acoustic import FlowAcoustic
+from penstock.models import voices
 from penstock.models.pocketsphinx_asr import open_recogniser
 from penstock.models.voice import NoVoice, Spoken, Voice
 from penstock.pipeline import registry
@@ -48,6 +46,7 @@ from penstock.stages.tts import StreamTts
 from penstock.transport.outgoing import AUDIO_RATE, AudioOut
 from report import line, note, percentile
 from scipy.signal import resample_poly
+from voice_flow import flow
 from voice_turns import command, conversation
 
 from tests.client import Client, serving
@@ -337,43 +336,6 @@ async def at_the_ear() -> dict[str, float]:
     if not waits:
         return {}
     return {"p50": round(percentile(waits, 0.5), 1), "p99": round(percentile(waits, 0.99), 1)}
-
-
-# ---------------------------------------------------------------- the neural path
-
-
-def flow() -> dict[str, float | str]:
-    """Streaming against one pass, and CPU per chunk over 60 s."""
-    torch.set_num_threads(1)
-    try:
-        model, weights = flow_voice.load(), "trained"
-    except NoVoice:
-        torch.manual_seed(0)
-        model, weights = FlowAcoustic().eval().requires_grad_(False), "random"
-    condition = torch.randn(6000, model.dims.width, generator=torch.Generator().manual_seed(0))
-    state, parts, costs = model.init_state(), [], []
-    for at in range(0, len(condition), model.dims.chunk):
-        begun = time.thread_time()
-        parts.append(
-            model.step(condition[at : at + model.dims.chunk], state, last=at + model.dims.chunk >= 6000)
-        )
-        costs.append((time.thread_time() - begun) * 1000)
-    short = condition[:1500]
-    apart = float(
-        (torch.cat(parts)[: len(short) - model.dims.chunk] - model.forward(short)[: -model.dims.chunk])
-        .abs()
-        .max()
-    )
-    early, late = (float(np.median(costs[a:b])) for a, b in ((5, 55), (-50, None)))
-    figures: dict[str, float | str] = {
-        "flow_weights": weights,
-        "flow_streaming_apart": apart,
-        "flow_chunk_ms": round(late, 2),
-        "flow_chunk_growth": round(late / early, 3),
-        "flow_rtf": round(sum(costs) / 60_000, 4),
-    }
-    line(part="flow", **figures)
-    return figures
 
 
 def main() -> None:
