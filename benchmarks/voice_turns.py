@@ -114,7 +114,7 @@ def conversation(seconds: float) -> dict[str, Any]:
         async def watch() -> None:
             while True:
                 await asyncio.sleep(seconds / 6)
-                # the scripted ear and the list of requests grow; what the session itself holds must not
+                # the list of requests is the script's own: only what the session holds must not grow
                 del script.requests[:-1]
                 sizes.append(rss_mb())
 

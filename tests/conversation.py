@@ -105,6 +105,10 @@ class Script:
     timings: Timings = field(default_factory=Timings)
     words: Callable[[int], int] = lambda reply: 12
     requests: list[list[dict[str, Any]]] = field(default_factory=list[list[dict[str, Any]]])
+    told: set[str] = field(default_factory=set[str])  # every line of a user's that any request held
+    said: dict[int, str] = field(
+        default_factory=dict[int, str]
+    )  # what the last request that tells of a reply says
     replies: int = 0
 
 
@@ -119,6 +123,12 @@ class ScriptedClient:
     ) -> list[FunctionCall]:
         script = self._script
         script.requests.append([dict(m) for m in request["messages"]])
+        for message in script.requests[-1]:
+            content = str(message["content"])
+            if message["role"] == "user":
+                script.told.update(content.split("\n"))
+            elif message["role"] == "assistant" and content.startswith("r"):
+                script.said[int(content.removeprefix("r").partition("w")[0])] = content
         script.replies += 1
         reply = script.replies
         await asyncio.sleep(script.timings.first_token / SECOND)

@@ -79,17 +79,9 @@ async def _silence(person: Person, figures: Figures) -> None:
 
 
 def _judge(person: Person, figures: Figures, asked: list[str]) -> Figures:
-    requests = person.script.requests
     figures.turns = len(asked)
-    told = "\n".join(m["content"] for request in requests for m in request if m["role"] == "user").split("\n")
-    figures.lost = len(set(asked) - set(told))
-    # what the last request that tells of a reply says of it, against the samples
-    final: dict[int, str] = {}
-    for request in requests:
-        for message in request:
-            if message["role"] == "assistant":
-                reply = int(message["content"].removeprefix("r").partition("w")[0])
-                final[reply] = message["content"]
+    figures.lost = len(set(asked) - person.script.told)
+    final = person.script.said
     ended: dict[int, dict[int, None]] = {}
     for step in person.ear:
         for reply, word in sorted(step.ended):
