@@ -222,9 +222,11 @@ def run(
     plan = library.load_all([graph]).popitem()[1]
     report = asyncio.run(run_files(plan, sources[0] if sources else None, sinks or [], err))
     word = "[yellow]stopped[/]" if report.stopped else "[green]done[/]"
+    took = f"in {report.wall_s:.1f} s"
+    if report.media_s:  # a graph's own source is not measured
+        took = f"{report.media_s:.1f} s of media {took} ({report.speed:.1f}× real time)"
     err.print(
-        f"{word}  {report.media_s:.1f} s of media in {report.wall_s:.1f} s ({report.speed:.1f}× real time)"
-        + "".join(f"\n      {sink}" for sink in report.written),
+        f"{word}  {took}" + "".join(f"\n      {sink}" for sink in report.written),
         highlight=False,
         soft_wrap=True,
     )
@@ -340,7 +342,10 @@ def _complain(error: Exception) -> None:
                 f"[bold]{place}[/] {_plain(fault.message)}", highlight=False, soft_wrap=True, emoji=False
             )
     else:
-        err.print(f"[bold red]error:[/] {_plain(str(error))}", highlight=False, soft_wrap=True, emoji=False)
+        words = str(error)
+        if isinstance(error, OSError) and error.filename is not None:
+            words = f"{error.filename}: {error.strerror}"
+        err.print(f"[bold red]error:[/] {_plain(words)}", highlight=False, soft_wrap=True, emoji=False)
 
 
 def _plain(text: str) -> str:

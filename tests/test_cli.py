@@ -48,6 +48,8 @@ def test_check_refuses_what_is_no_graph(
         (("check", "none.yaml"), "no graph file 'none.yaml'"),
         (("serve", "loopback", "--host", "0.0.0.0"), "lets other machines in: set PENSTOCK_TOKEN"),
         (("serve", "loopback", "loopback"), "are both named 'loopback'"),
+        (("serve", "--config", "none.yaml"), "the settings file none.yaml cannot be read: No such file"),
+        (("replay", "none.json"), "error: none.json: No such file or directory"),
     ],
 )
 def test_a_wrong_call_is_told_in_words(

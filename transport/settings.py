@@ -127,8 +127,10 @@ def read_settings(path: Path | None, flags: Mapping[str, Any]) -> Settings:
     if path is not None:
         try:
             given, marks = parse(path.read_text(encoding="utf-8"), str(path))
-        except (OSError, UnicodeDecodeError) as e:
-            raise StageError(f"{path} cannot be read: {e}") from e
+        except OSError as e:
+            raise StageError(f"the settings file {path} cannot be read: {e.strerror}") from e
+        except UnicodeDecodeError as e:
+            raise StageError(f"the settings file {path} is no text in UTF-8") from e
         if not isinstance(given or {}, dict):
             raise GraphError(str(path), [Fault(1, 1, "the file holds no settings: write name: value")])
     try:
