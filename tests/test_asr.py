@@ -55,7 +55,7 @@ def heard(pcm: NDArray[np.int16], mode: str = "commands") -> list[TokenFrame]:
 def test_commands_of_one_voice_are_heard() -> None:
     phrases = [p for p in COMMANDS if p in documented()][::2]
     texts = [c.text for c in heard(room([said(p, "flite:rms") for p in phrases]))]
-    assert sum(p in texts for p in phrases) >= 0.8 * len(phrases), sorted(set(phrases) - set(texts))
+    assert sum(p in texts for p in phrases) >= 0.9 * len(phrases), sorted(set(phrases) - set(texts))
 
 
 @pytest.mark.slow
@@ -66,7 +66,7 @@ def test_nine_of_ten_commands_are_heard() -> None:
     for voice in ("flite:rms", "flite:slt"):
         texts = [c.text for c in heard(room([said(p, voice) for p in phrases]))]
         missed += [f"{voice}: {p}" for p in phrases if p not in texts]
-    assert len(missed) <= 0.12 * 2 * len(phrases), missed
+    assert len(missed) <= 0.1 * 2 * len(phrases), missed
 
 
 def documented() -> set[str]:
