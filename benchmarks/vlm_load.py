@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from penstock.models.vlm_session import Memory, Say, Take, Talk, VlmSession
+from penstock.models.vlm_memory import Memory
+from penstock.models.vlm_session import Say, Take, Talk, VlmSession
 from penstock.pipeline.clock import MS, SECOND, LoopClock
 from penstock.pipeline.pool_plan import PoolPlan
 from penstock.pipeline.pool_threads import SimulatedDriver

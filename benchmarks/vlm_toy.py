@@ -14,7 +14,8 @@ from penstock.models.toy_model import WINDOW, ToyModel
 from penstock.models.toy_questions import INDEX, SHARES, moment, question
 from penstock.models.toy_vlm import WEIGHTS
 from penstock.models.toy_world import COLOURS, SHAPES, Happening, Image, World
-from penstock.models.vlm_session import SCORERS, Memory, Runner, Say, Take, Talk, VlmSession
+from penstock.models.vlm_memory import Memory
+from penstock.models.vlm_session import SCORERS, Runner, Say, Take, Talk, VlmSession
 from report import line
 
 _SILENCE, _END = INDEX["<silence>"], INDEX["<end>"]
@@ -39,7 +40,7 @@ class Live:
         speaking: dict[int, list[int]] = {}
         for n, (take, result) in enumerate(zip(takes, results, strict=True)):
             self.runner.commit(take, result)
-            if result.silence is not None and result.silence < 0.5 and result.logits is not None:
+            if result.silence is not None and result.silence < 0.5:
                 logits = result.logits.clone()
                 logits[_SILENCE] = -torch.inf
                 speaking[n] = [int(logits.argmax())]
@@ -69,8 +70,7 @@ class Live:
         results = self.runner.forward(says)
         for i, (say, result) in enumerate(zip(says, results, strict=True)):
             self.runner.commit(say, result)
-            assert result.logits is not None
-            words[i] = [int(result.logits.argmax())]
+            words[i] = [result.word]
         self._go_on(talks, words, 6)
         return [self.model.text(words[i]) for i in range(len(texts))]
 
@@ -80,8 +80,7 @@ class Live:
             says = [Say(talks[i], torch.tensor(words[i][-1:])) for i in going]
             for i, say, result in zip(going, says, self.runner.forward(says), strict=True):
                 self.runner.commit(say, result)
-                assert result.logits is not None
-                words[i].append(int(result.logits.argmax()))
+                words[i].append(result.word)
 
 
 def held_out(model: ToyModel, worlds: int, ticks: int = 64) -> dict[str, float]:

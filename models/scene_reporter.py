@@ -14,19 +14,22 @@ from dataclasses import dataclass
 
 from .event_log import Event, EventLog
 from .scene_words import COLOURS, WORDS, ago, event_sentence, place, span, spell
-from .sights import SECOND, Sight, Watcher
+from .sights import LEAST_MOTION, SECOND, Sight, Watcher
 from .standing import Standing, rule_from
 
+_MEANS = 0.95  # confidence of brightness and shares of colours
 STALE = 3 * SECOND  # after so long without a picture nothing is said about "now"
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`known` is False when the reporter says that it cannot know. `kind` names the question understood."""
+    """`known` is False when the reporter says that it cannot know. `kind` names the question understood.
+    `confidence`, 0-1: of what was read off the newest picture; None where nothing was."""
 
     text: str
     kind: str
     known: bool
+    confidence: float | None = None
 
 
 _QUESTIONS: tuple[tuple[str, str], ...] = (  # kind, pattern; the first that fits counts
@@ -102,7 +105,7 @@ class SceneReporter:
             return Answer("I have not seen a picture yet.", kind, False)
         answer = getattr(self, f"_{kind}")(self.last, now, line)
         text, known = answer if isinstance(answer, tuple) else (answer, True)
-        return Answer(text, kind, known)
+        return Answer(text, kind, known, confidence(kind, self.last) if known else None)
 
     # ------------------------------------------------------------ about now
 
@@ -281,6 +284,17 @@ class SceneReporter:
         if self.last is None or now - self.last.at > STALE:
             return ""
         return f"What I can say: {description(self.last, self.watcher)}"
+
+
+def confidence(kind: str, sight: Sight) -> float | None:
+    """How sure an answer of this kind is. Means over a picture hardly err; motion by its distance to the least that
+    counts: 0.5 there, 1 when nothing at all changed, 0.9 at five times as much."""
+    if kind in ("light", "colour", "share") or (kind == "describe" and sight.motion is None):
+        return _MEANS
+    if kind not in ("motion", "where", "still_for", "describe") or sight.motion is None:
+        return None
+    ratio = sight.motion / LEAST_MOTION
+    return 1 - 0.5 / ratio if ratio >= 1 else 1 - 0.5 * ratio
 
 
 def description(sight: Sight, watcher: Watcher) -> str:

@@ -15,6 +15,7 @@ SECOND = 1_000_000_000  # ns
 QUIET = 3 * SECOND // 2  # without motion before it counts as ended
 _DARK, _BRIGHT, _HYSTERESIS = 0.25, 0.7, 0.05  # shares of full brightness
 FROZEN = 2 * SECOND
+LEAST_MOTION = 0.004  # share of changed pixels; under it, no motion: 12 of the thumbnail's
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -24,22 +24,10 @@ from .decider import p_silence
 from .packed import Packed, Run
 from .retrieval_store import AtRandom, MeanKey, Recent, RetrievalStore, Scorer
 from .rolling_kv import Branch, Budget
+from .vlm_memory import Memory
 from .vlm_model import Picture, StreamingVlm
 
 SCORERS: dict[str, type[Scorer]] = {"mean_key": MeanKey, "recent": Recent, "random": AtRandom}
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """What a session keeps. tokens: all that attention sees; text: of it, words that outlive the window.
-    blocks: evicted pictures kept on disk, 0 for none; recall: how many of them join an answer."""
-
-    tokens: int = 4096
-    text: int = 512
-    blocks: int = 0
-    recall: int = 8
-    scorer: Literal["mean_key", "recent", "random"] = "mean_key"
-    pictures: int = 0  # at most so many in the window; 0: as many as tokens hold
 
 
 class VlmSession:
@@ -118,7 +106,9 @@ class Result:
     """Of one job. logits (V,): of the next word, after ids or after a whole picture; silence: P(nothing to say)."""
 
     tokens: int
-    logits: Tensor | None = None
+    logits: Tensor
+    word: int  # the likeliest next one
+    p: float  # its probability
     silence: float | None = None
     looks: Tensor | None = None  # (K,) attention over all that the branch sees, layers and heads averaged
 
@@ -149,10 +139,13 @@ class Runner:
             hidden = self.model.run(x, positions.to(x.device), packed, deep)  # (T, d)
             self.passes += 1
             ends = torch.tensor([r.tokens for r in runs]).cumsum(0) - 1
-            logits = self.model.logits(hidden[ends.to(hidden.device)])
+            logits = self.model.logits(hidden[ends.to(hidden.device)]).float()
+            best, words = logits.max(-1)
+            likely = (best - logits.logsumexp(-1)).exp().tolist()
+            top = zip(words.tolist(), likely, strict=True)
             return [
-                self._result(j, r, logits[i], packed.seen[i])
-                for i, (j, r) in enumerate(zip(jobs, runs, strict=True))
+                self._result(j, r, logits[i], word, p, packed.seen[i])
+                for i, (j, r, (word, p)) in enumerate(zip(jobs, runs, top, strict=True))
             ]
 
     def commit(self, job: Job, result: Result) -> bool:
@@ -262,10 +255,10 @@ class Runner:
         talk.branch.rewind(talk.fill, talk.position)
         return talk.branch
 
-    def _result(self, job: Job, run: Run, logits: Tensor, seen: list[Tensor]) -> Result:
+    def _result(self, job: Job, run: Run, logits: Tensor, word: int, p: float, seen: list[Tensor]) -> Result:
         if isinstance(job, Say):
             looks = torch.stack(seen).mean(0) if seen else None
-            return Result(run.tokens, logits, looks=looks)
+            return Result(run.tokens, logits, word, p, looks=looks)
         assert job.x is not None
         silence = None
         if (
@@ -274,7 +267,7 @@ class Runner:
             and job.done + run.tokens == job.x.shape[1]
         ):
             silence = float(p_silence(logits, self.model.silence))
-        return Result(run.tokens, logits, silence)
+        return Result(run.tokens, logits, word, p, silence)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What kind of sight does a question need? By its words; English only, and it may well not know."""
+"""What is asked for? By its words; English only, and it may well not know."""
 
 from __future__ import annotations
 
@@ -24,6 +24,12 @@ _WHOLE = re.compile(
     re.IGNORECASE,
 )
 
+_TELL_ME = re.compile(
+    r"^\W*(?:please )?(?:tell|warn|alert|notify|inform) me (?:when(?:ever)?|if|once|as soon as) (.+?)[.!?]*$",
+    re.IGNORECASE,
+)
+_STOP = re.compile(r"\b(stop|cancel|forget)\b.*\b(tell|telling|watch|watching)\b", re.IGNORECASE)
+
 
 def need(question: str) -> Need:
     """text: something small is to be read. motion: something that moves. whole: the picture as such."""
@@ -32,3 +38,14 @@ def need(question: str) -> Need:
     if _MOTION.search(question):
         return "motion"
     return "whole" if _WHOLE.search(question) else "unknown"
+
+
+def wish(line: str) -> str:
+    """ "Tell me when the door opens." → "the door opens"; "" when it is no such line."""
+    found = _TELL_ME.match(line)
+    return found[1].strip() if found else ""
+
+
+def takes_back(line: str) -> bool:
+    """Are all wishes taken back?"""
+    return _STOP.search(line) is not None

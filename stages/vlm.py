@@ -14,26 +14,21 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import Literal
 
-import numpy as np
-import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from torch import Tensor
 
 from ..models.event_log import EventLog
 from ..models.scene_reporter import Answer, SceneReporter
 from ..models.scene_words import ago, event_sentence, spell
 from ..models.sights import Sight
-from ..models.vlm_session import Memory
+from ..models.vlm_memory import Memory
 from ..pipeline.clock import SECOND
 from ..pipeline.frame import EventFrame, Frame, Gap, TokenFrame, VideoFrame
-from ..pipeline.pixels import to_rgb
-from ..pipeline.stage import Control, Flush, In, Out, Outputs, Ports, Stage, StageError
+from ..pipeline.stage import Control, Flush, In, Out, Outputs, Ports, Stage
 from ..pipeline.units import Duration
 from .importance import tell
+from .vlm_answers import NO_WISHES, Answerer, Voice, tell_answered, tell_spoke_up
 from .vlm_remote import Remote, RemoteOptions
-from .vlm_rows import hub_rows, load
 from .vlm_scene import Measure, event_frame
-from .vlm_watch import Watch
 
 _IN_PLACE, _SOMEWHERE = 0.6, 0.3  # confidence that motion is what matters: no question was asked
 _MEASURED = (
@@ -122,66 +117,37 @@ class VlmStream(Stage):
         options: VlmOptions = self.options
         self._measure = Measure()
         self._reporter = SceneReporter(EventLog(options.log))
-        self._utterance = 0
+        self._voice = Voice()
         self._sight: Sight | None = None
-        self._watch: Watch | None = None
-        self._remote: Remote | None = None
+        self._who: Answerer | None = None
         if options.base_url:
-            self._remote = Remote(self.ctx, options, self._notes)
-            await self._remote.start()
+            remote = self._who = Remote(self.ctx, options, self._voice, self._notes)
+            await remote.start()
         elif options.model != "scene":
-            self._watch = await self._load(options)
+            from .vlm_local import load_watch  # torch: 180 MB that measuring does without
 
-    async def _load(self, options: VlmOptions) -> Watch:
-        pool = self.ctx.pool()
-        device = pool.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        what = (options.model, device, options.dtype, options.picture_tokens, options.system, options.chunk)
-        try:
-            rows = await pool.call(hub_rows, *what)
-        except ModuleNotFoundError as e:
-            words = f"model {options.model!r} needs the package {e.name!r}: pip install 'penstock[hub]'"
-            raise StageError(f"node {self.ctx.node!r}: {words}; or use model: scene") from e
-        except ValueError as e:
-            raise StageError(f"node {self.ctx.node!r}: {e}") from e
-        name = f"vlm {options.model} {abs(hash(what)):x}"
-        await load(pool, name, rows)
-        watch = Watch(
-            self.ctx, rows, name, options.memory.memory, fps=options.fps, answer_tokens=options.answer_tokens,
-            late=options.late, check=options.check, to_tensor=_tensor, notes=self._notes,
-        )  # fmt: skip
-        await watch.start()
-        self.ctx.emit("vlm.ready", model=options.model)
-        return watch
+            self._who = await load_watch(self.ctx, options, options.memory.memory, self._voice, self._notes)
 
     async def close(self) -> None:
-        if getattr(self, "_watch", None) is not None:
-            assert self._watch is not None
-            await self._watch.close()
-        if getattr(self, "_remote", None) is not None:
-            assert self._remote is not None
-            await self._remote.close()
+        who: Answerer | None = getattr(self, "_who", None)  # setup may have failed
+        if who is not None:
+            await who.close()
 
     @property
     def busy(self) -> bool:
-        watch, remote = getattr(self, "_watch", None), getattr(self, "_remote", None)
-        return (watch is not None and watch.busy) or (remote is not None and remote.busy)
+        who: Answerer | None = getattr(self, "_who", None)
+        return who is not None and who.busy
 
     async def control(self, message: Control) -> None:
         await super().control(message)
-        if isinstance(message, Flush):
-            for who in (self._watch, self._remote):
-                if who is not None:
-                    who.flush(message.epoch)
+        if isinstance(message, Flush) and self._who is not None:
+            self._who.flush(message.epoch)
 
     def process(self, port: str, frame: Frame, out: Outputs) -> Awaitable[None] | None:
         if isinstance(frame, VideoFrame):
             self._see(frame, out)
-            if self._remote is not None:
-                self._remote.see(frame)
-            if self._watch is not None and not (self._sight and self._sight.blind):
-                return self._watch.see(frame, out)
+            if self._who is not None and not (self._sight and self._sight.blind):
+                return self._who.see(frame, out)
         elif isinstance(frame, TokenFrame):
             return self._answer(frame, out)
         return None
@@ -200,34 +166,35 @@ class VlmStream(Stage):
             if self.params.speak == "failures" and event.what in ("black_started", "frozen_started"):
                 said.append(f"{event_sentence(event).capitalize()}.")
         for text in said:
-            fields = {"text": text}
-            out.post("event", EventFrame(pts=frame.pts, epoch=out.epoch, name="spoke_up", fields=fields))
-            self._say(text, frame.pts, out)
+            tell_spoke_up(text, frame.pts, out)
+            self._voice.say(text, frame.pts, out)
 
     def _answer(self, frame: TokenFrame, out: Outputs) -> Awaitable[None] | None:
         now = self.ctx.clock.now() if self.ctx.realtime else frame.pts
         answer = self._reporter.ask(frame.text, now)
-        who = self._watch or self._remote
-        if who is not None and not self._measured(answer):
-            return self._ask(who, answer, frame, out)
+        if self._who is not None and not (answer.known and answer.kind in _MEASURED):
+            return self._ask(self._who, answer, frame, out)
         self._tell(answer, frame, out)
         return None
 
-    async def _ask(self, who: Watch | Remote, answer: Answer, frame: TokenFrame, out: Outputs) -> None:
-        text = self._blind() or await who.ask(frame, frame.text.strip(), out)
-        if answer.kind == "stop" and text.startswith("I was not"):
-            self._tell(answer, frame, out)  # what it stopped was the reporter's
-        elif text:
-            self._say(text, frame.pts, out)
+    async def _ask(self, who: Answerer, answer: Answer, frame: TokenFrame, out: Outputs) -> None:
+        text = frame.text.strip()
+        if said := who.hear(text):
+            if said == NO_WISHES:
+                self._tell(answer, frame, out)  # what it stopped was the reporter's
+                return
+            tell_answered(frame, out, "model", kind="standing")
+        elif said := self._blind():
+            tell_answered(frame, out, "measured", known=False)
+        else:
+            said = await who.ask(frame, text, out)
+        if said:
+            self._voice.say(said, frame.pts, out)
 
     def _tell(self, answer: Answer, frame: TokenFrame, out: Outputs) -> None:
-        fields = {"kind": answer.kind, "known": answer.known}
-        out.post("event", EventFrame(pts=frame.pts, epoch=out.epoch, name="answered", fields=fields))
-        self._say(answer.text, frame.pts, out)
-
-    def _measured(self, answer: Answer) -> bool:
-        """What the reporter answers although there is a model: what it logged."""
-        return answer.known and answer.kind in _MEASURED
+        known, confidence = answer.known, answer.confidence
+        tell_answered(frame, out, "measured", kind=answer.kind, known=known, confidence=confidence)
+        self._voice.say(answer.text, frame.pts, out)
 
     def _blind(self) -> str:
         """Why a model has nothing to look at; "" when it has."""
@@ -247,17 +214,3 @@ class VlmStream(Stage):
         events = self._reporter.log.between(0, now)[-wanted:] if wanted else []
         told = "; ".join(f"{ago(now - e.at)} {event_sentence(e)}" for e in events)
         return f"(Measured: {told}.) " if told else ""
-
-    def _say(self, text: str, pts: int, out: Outputs) -> None:
-        for who in (self._watch, self._remote):
-            if who is not None:
-                who.speak(text, pts, out)
-                return
-        self._utterance += 1
-        out.post("answer", TokenFrame(pts=pts, epoch=out.epoch, text=text, utterance=self._utterance))
-
-
-def _tensor(frame: Frame) -> Tensor:
-    """uint8 (3, H, W)."""
-    assert isinstance(frame, VideoFrame)
-    return torch.from_numpy(np.ascontiguousarray(to_rgb(frame))).permute(2, 0, 1)

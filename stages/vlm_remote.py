@@ -28,10 +28,11 @@ from .chat_client import ChatClient, Limits
 from .chat_history import ChatHistory
 from .endpoint import check_reference, check_url, is_local, read_key
 from .endpoint_http import EndpointFailed
+from .question_rules import wish
+from .vlm_answers import Asked, Questions, Voice, tell_answered
 
 log = logging.getLogger(__name__)
 
-_QUESTIONS = 8  # that wait; more are refused
 _MAX_ASKED, _MAX_SAID = 4_000, 20_000  # characters
 _QUALITY = 80  # JPEG: what a vision tower still sees of
 _SYSTEM = (
@@ -71,18 +72,13 @@ class RemoteOptions(BaseModel):
 class Remote:
     """One session's side of an endpoint. `options` also holds model, fps, system and answer_tokens."""
 
-    def __init__(self, ctx: Context, options: Any, notes: Callable[[], str]) -> None:
-        self.ctx, self.options, self._notes = ctx, options, notes
+    def __init__(self, ctx: Context, options: Any, voice: Voice, notes: Callable[[], str]) -> None:
+        self.ctx, self.options, self._voice, self._notes = ctx, options, voice, notes
+        self.questions = Questions(ctx, self._reply)
         self._window: deque[VideoFrame] = deque(maxlen=options.pictures)
         self._history = ChatHistory(options.history_turns, 32_768)
         self._breaker = CircuitBreaker(options.failures, options.cooldown)
-        self._questions: deque[tuple[TokenFrame, str, int]] = deque()
-        self._asked = asyncio.Event()
-        self._answer: asyncio.Task[None] | None = None
-        self._epoch, self._utterance = 0, 0
-        self._out: Outputs | None = None
         self._client: ChatClient | None = None
-        self._loop: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Raises: StageError."""
@@ -98,72 +94,40 @@ class Remote:
         self._client = ChatClient(
             o.base_url, key, Limits(o.connect, o.first_token, o.between_tokens, 2_097_152)
         )
-        if self.ctx.realtime:
-            self._loop = asyncio.create_task(self._talk(), name=f"{self.ctx.session}/{self.ctx.node}/talk")
+        self.questions.start()
 
     async def close(self) -> None:
-        if self._loop is not None:
-            self._loop.cancel()
-            await asyncio.wait([self._loop])
+        await self.questions.close()
         if self._client is not None:
             await self._client.close()
 
     @property
     def busy(self) -> bool:
         """A request in flight has its own time limits."""
-        return self._answer is not None or bool(self._questions)
+        return self.questions.busy
 
-    def see(self, frame: VideoFrame) -> None:
+    async def see(self, frame: VideoFrame, out: Outputs) -> None:
         """Keep it for the next question, at most `fps` a second."""
         if not self._window or frame.pts - self._window[-1].pts >= 0.9 * SECOND / self.options.fps:
             self._window.append(frame)
 
+    def hear(self, text: str) -> str:
+        if not wish(text):
+            return ""
+        return "I cannot watch for that: the model behind the endpoint only looks when it is asked."
+
     async def ask(self, frame: TokenFrame, text: str, out: Outputs) -> str:
         """A question. → what to say to it at once: "" while the endpoint is asked."""
-        self._out = out
-        if len(self._questions) >= _QUESTIONS:
-            return "One question after the other, please: too many are waiting."
-        asked = (frame, text[:_MAX_ASKED], out.epoch)
-        if not self.ctx.realtime:
-            await self._reply(*asked, out)
-            return ""
-        self._questions.append(asked)
-        self._asked.set()
-        return ""
+        return await self.questions.ask(frame, text[:_MAX_ASKED], out)
 
     def flush(self, epoch: int) -> None:
         """A barge-in: the request is given up, by which servers learn to stop."""
-        self._questions = deque(q for q in self._questions if q[2] >= epoch)
-        if self._answer is not None and self._epoch < epoch:
-            self._answer.cancel()
+        self.questions.flush(epoch)
 
-    def speak(self, text: str, pts: int, out: Outputs) -> None:
-        """An utterance of its own."""
-        self._utterance += 1
-        out.post("answer", TokenFrame(pts=pts, epoch=out.epoch, text=text, utterance=self._utterance))
-
-    async def _talk(self) -> None:
-        while True:
-            await self._asked.wait()
-            self._asked.clear()
-            while self._questions:
-                frame, text, epoch = self._questions.popleft()
-                assert self._out is not None
-                self._epoch = epoch
-                name = f"{self.ctx.session}/{self.ctx.node}/answer"
-                self._answer = asyncio.create_task(self._reply(frame, text, epoch, self._out), name=name)
-                try:
-                    await asyncio.wait([self._answer])
-                    if not self._answer.cancelled():
-                        self._answer.result()
-                finally:
-                    self._answer.cancel()
-                    self._answer = None
-
-    async def _reply(self, frame: TokenFrame, text: str, epoch: int, out: Outputs) -> None:
+    async def _reply(self, asked: Asked, out: Outputs) -> None:
+        frame, text, epoch = asked.frame, asked.text, asked.epoch
         clock, breaker, start = self.ctx.clock, self._breaker, self.ctx.clock.now()
-        self._utterance += 1
-        utterance, said, over = self._utterance, "", False
+        utterance, said, over = self._voice.begin(), "", False
 
         def put(words: str, end: bool, at: int) -> None:
             out.post("answer", TokenFrame(pts=frame.pts, epoch=at, text=words, utterance=utterance, end=end))
@@ -190,6 +154,7 @@ class Remote:
             breaker.succeeded()
             over = True
             put("", True, epoch)
+            tell_answered(frame, out, "endpoint", epoch=epoch)
             self._history.add("user", text)
             self._history.add("assistant", said)
         except EndpointFailed as e:

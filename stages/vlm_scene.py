@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 
 from ..models.event_log import Event
 from ..models.scene_words import event_sentence
-from ..models.sights import SECOND, Sight
+from ..models.sights import LEAST_MOTION, SECOND, Sight
 from ..pipeline.frame import EventFrame, VideoFrame
 from .look import Image, colour_votes, thumbnail
 
 _NOISE = 12  # levels that a sensor's noise changes a blurred thumbnail by, at most
-_FEW = 0.004  # share of changed pixels that is no motion yet: 12 of the thumbnail's
 _RELIT = 3  # levels of the median change: more than half of the picture got brighter or darker together
 _APART = 2 * SECOND  # two pictures further apart say nothing of motion
 _MOST = 0.8  # of the changed pixels have to be in a region before it is named
@@ -24,7 +23,7 @@ _MOST = 0.8  # of the changed pixels have to be in a region before it is named
 
 def region_of(moved: NDArray[np.bool_]) -> str:
     """Where the changed pixels (H, W) are; "somewhere" when they are in no one place, "" when they are too few."""
-    if moved.mean() < _FEW:
+    if moved.mean() < LEAST_MOTION:
         return ""
     height, width = moved.shape
     rows, columns = np.nonzero(moved)

@@ -20,10 +20,11 @@ from ..models.event_log import Event, EventLog
 from ..models.toy_model import WINDOW
 from ..models.toy_questions import COLOURS_AND_SHAPES, encode
 from ..models.toy_world import COLOURS, SHAPES, SIZE
-from ..models.vlm_session import Memory
+from ..models.vlm_memory import Memory
 from ..pipeline.clock import SECOND
 from ..pipeline.frame import EventFrame, Frame, Gap, TokenFrame
 from ..pipeline.stage import Control, Flush, In, Out, Outputs, Ports, Stage, StageError
+from .vlm_answers import NO_WISHES, Voice, tell_answered, tell_spoke_up
 from .vlm_rows import load, toy_rows
 from .vlm_watch import Watch
 from .world import WorldFrame
@@ -84,6 +85,7 @@ class VlmToy(Stage):
         o: ToyOptions = self.options
         pool = self.ctx.pool()
         self._watch: Watch | None = None
+        self._voice = Voice()
         self._log = EventLog(o.memory.log) if o.memory.log else None
         self._wishes: list[str] = []  # "red circle came"
         self._out: Outputs | None = None
@@ -95,8 +97,8 @@ class VlmToy(Stage):
         m = o.memory
         self._watch = Watch(
             self.ctx, rows, "vlm toy", Memory(m.tokens, m.text, m.blocks, m.recall, m.scorer, WINDOW), fps=o.fps,
-            answer_tokens=6, late="drop", check=SECOND, to_tensor=_tensor, narrate=self._narrated,
-            decider=Each(o.theta),
+            voice=self._voice, answer_tokens=6, late="drop", check=SECOND, to_tensor=_tensor,
+            narrate=self._narrated, decider=Each(o.theta),
         )  # fmt: skip
         await self._watch.start()
 
@@ -123,7 +125,7 @@ class VlmToy(Stage):
         elif isinstance(frame, TokenFrame):
             text = await self._ask(frame, out)
             if text:
-                self._watch.speak(text, frame.pts, out)
+                self._voice.say(text, frame.pts, out)
 
     def gap(self, port: str, gap: Gap, out: Outputs) -> None:
         """The next picture is compared with the last that came."""
@@ -135,7 +137,7 @@ class VlmToy(Stage):
             return _HELP
         if re.search(r"\bstop\b", line):
             n, self._wishes = len(self._wishes), []
-            return "I have stopped watching for that." if n else "I was not watching for anything."
+            return "I have stopped watching for that." if n else NO_WISHES
         if found := _TELL.match(line):
             return self._add_wish(found[1])
         try:
@@ -145,6 +147,7 @@ class VlmToy(Stage):
         for what in ("left", "came"):
             if self._log is not None and ids == encode(f"what {what} last"):
                 event = self._log.last(what)
+                tell_answered(frame, out, "measured", kind="log")
                 return event.thing if event else "nothing"
         return await self._watch.ask(frame, line, out)
 
@@ -178,8 +181,9 @@ class VlmToy(Stage):
         for wish in list(self._wishes):
             if set(wish.split()) <= set(words):
                 self._wishes.remove(wish)
-                self.ctx.emit("spoke_up", wish=wish)
-                return f"You asked me to tell you: {thing} {what}."
+                text = f"You asked me to tell you: {thing} {what}."
+                tell_spoke_up(text, frame.pts, self._out, wish=wish)
+                return text
         return f"{thing} {what}" if self.options.narrate else ""
 
 

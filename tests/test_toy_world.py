@@ -12,7 +12,8 @@ from penstock.models.toy_model import WINDOW, ToyModel
 from penstock.models.toy_questions import Moment, encode, moment, question
 from penstock.models.toy_vlm import ToyVlm
 from penstock.models.toy_world import COLOURS, DIRECTIONS, Happening, World
-from penstock.models.vlm_session import Memory, Runner, Take, VlmSession
+from penstock.models.vlm_memory import Memory
+from penstock.models.vlm_session import Runner, Take, VlmSession
 from penstock.pipeline.clock import SECOND
 from penstock.pipeline.virtual_loop import run_virtual
 from penstock.stages.world import SyntheticWorld, WorldFrame, WorldOptions

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from penstock.models.vlm_session import Job, Memory, Runner, Say, Take, Talk, VlmSession, importance
+from penstock.models.vlm_memory import Memory
+from penstock.models.vlm_session import Job, Runner, Say, Take, Talk, VlmSession, importance
 from tiny_vlms import EACH, FAMILIES, write_checkpoint
 from torch import Tensor
 

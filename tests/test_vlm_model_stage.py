@@ -61,6 +61,11 @@ def test_it_answers_from_pictures_and_tells_where_it_looked(folder: Path) -> Non
         assert [e.fields["source"] for e in looked] == ["attention"]
         assert len(looked[0].fields["grid"]) == 144
         assert max(looked[0].fields["grid"]) == 255
+        told: EventFrame = out.of("event")[-1]
+        assert told.name == "answered"
+        assert told.fields["known"] is True
+        assert told.fields["by"] == "model"
+        assert 0 < told.fields["confidence"] < 1
         watch = watch_of(stage)
         assert watch.counts.seen == 4
         # question and answer are remembered as text
@@ -91,6 +96,8 @@ def test_what_was_measured_is_not_left_to_the_model(folder: Path) -> None:
             return str(out.of("answer")[-1].text)
 
         assert await ask("what do you see") == "I have not seen a picture yet."
+        assert out.of("event")[-1].fields == {"kind": "other", "known": False, "by": "measured"}
+        assert await ask("tell me when the cat comes") == "I will tell you when the cat comes."
         await feed(stage, "video", picture(18), out)
         for i in (19, 20):
             await feed(stage, "video", picture(i, black=True), out)
@@ -111,15 +118,17 @@ def test_a_standing_question_is_asked_of_the_model_and_answered_once(folder: Pat
         assert out.of("answer")[-1].text == "I will tell you when the box is red."
         watch = watch_of(stage)
         for threshold, speaks in ((1e-9, 0), (0.999999, 1)):
-            watch.wishes[0].decider = Threshold(threshold, 0.0, 100 * SECOND)
+            watch.wishes.all[0].decider = Threshold(threshold, 0.0, 100 * SECOND)
             for i in range(2, 6):
                 await feed(stage, "video", picture(i + (20 if speaks else 0)), out)
             said = [a.text for a in out.of("answer")]
             assert said.count("You asked me to tell you: the box is red.") == speaks
-        assert [n for n, _ in context.events].count("spoke_up") == 1
+        told: list[EventFrame] = [e for e in out.of("event") if e.name == "spoke_up"]
+        assert [e.fields["wish"] for e in told] == ["the box is red"]
+        assert 0 < told[0].fields["confidence"] <= 1
         await feed(stage, "ask", TokenFrame(pts=30 * SECOND, text="stop telling me"), out)
         assert out.of("answer")[-1].text == "I have stopped watching for that."
-        assert not watch.wishes
+        assert not watch.wishes.all
 
     play_it(folder, play, check="100ms")
 
@@ -186,14 +195,15 @@ def test_a_barge_in_ends_an_answer_within_a_word_while_pictures_go_on(folder: Pa
             await first.wait()
             while not any(isinstance(f, TokenFrame) and f.text for _, _, f in sink_of(session).got):  # noqa: ASYNC110
                 await asyncio.sleep(0.002)  # at the first words: an idle machine ends the answer soon
-            watch: Any = session.runners["watch"].stage
-            seen = watch._watch.counts.seen
+            stage: Any = session.runners["watch"].stage
+            watch = watch_of(stage)
+            seen = watch.counts.seen
             session.interrupt("reply")
             at.append(session.clock.now())
-            while watch._watch.busy or watch._watch.counts.seen < seen + 2:  # noqa: ASYNC110
+            while watch.busy or watch.counts.seen < seen + 2:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
-            assert watch._watch.counts.interrupted == 1
-            assert watch._watch.counts.answered == 0
+            assert watch.counts.interrupted == 1
+            assert watch.counts.answered == 0
         Camera.stop = True
 
     registry.EXTRA.update({**STAGES, "test.camera": Camera})

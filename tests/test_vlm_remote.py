@@ -14,7 +14,7 @@ from aiohttp import web
 from chat_server import HELLO, Script, Server, delta, drops, sends, serving, stalls
 from fakes import Collected, FakeContext, feed
 from penstock.pipeline.clock import SECOND
-from penstock.pipeline.frame import TokenFrame, VideoFrame
+from penstock.pipeline.frame import EventFrame, TokenFrame, VideoFrame
 from penstock.pipeline.stage import Flush
 from penstock.stages.vlm import VlmOptions, VlmStream
 from pydantic import ValidationError
@@ -70,6 +70,8 @@ def test_a_question_carries_the_newest_pictures_and_no_more() -> None:
         assert all(i is not None and i.shape == (384, 512, 3) for i in images)
         assert np.mean(np.asarray(images[0])) < np.mean(np.asarray(images[2])), "oldest first"
         assert content[-1]["text"].endswith("is there a cat")
+        told: EventFrame = out.of("event")[-1]
+        assert told.fields == {"kind": "other", "known": True, "by": "endpoint"}
         await feed(stage, "ask", question(5, "and now"), out)
         texts = [m["content"] for m in server.requests[1]["messages"][1:3]]
         assert texts == ["is there a cat", "Hello é☃."]
@@ -84,6 +86,8 @@ def test_what_was_measured_needs_no_endpoint() -> None:
         await feed(stage, "video", picture(1), out)
         await feed(stage, "ask", question(1, "what is the resolution"), out)
         assert "640 by 480" in out.of("answer")[-1].text
+        await feed(stage, "ask", question(1, "Tell me when the cat comes."), out)
+        assert "only looks when it is asked" in out.of("answer")[-1].text
         assert not server.requests
 
     on_an_endpoint(play, sends(HELLO))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import re
+import subprocess
+import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -335,3 +338,57 @@ def test_a_camera_that_shakes_tells_no_importance() -> None:
     camera = Camera()
     camera.show(*[np.roll(rough, 13 * i, 1) for i in range(8)])
     assert not camera.out.of("importance")
+
+
+def test_it_says_how_sure_it_is_of_what_it_measured_and_only_of_that() -> None:
+    def sure(pictures: list[Picture], question: str) -> object:
+        camera = Camera()
+        camera.show(*pictures)
+        camera.ask(question)
+        told: EventFrame = camera.out.of("event")[-1]
+        assert told.name == "answered"
+        return told.fields.get("confidence")
+
+    moving, calm = sure(walk(30, 100), "is anything moving?"), sure(still(), "is anything moving?")
+    assert isinstance(moving, float)
+    assert moving > 0.8
+    assert isinstance(calm, float)
+    assert calm > 0.8
+    small = [b.copy() for b in still(4)]
+    small[-1][100:114, 40:60] = 255  # little more than what counts
+    hardly = sure(small, "is anything moving?")
+    assert isinstance(hardly, float)
+    assert hardly < moving
+    assert sure(still(), "is it dark?") == 0.95
+    for question in ("help", "when did it last move?", "is the dog moving?", "tell me when it gets dark"):
+        assert sure(still(), question) is None
+    assert sure([plain(0, 0, 0)] * 4, "is anything moving?") is None
+
+
+def test_watching_without_a_model_needs_no_torch() -> None:
+    """It would cost 180 MB in every daemon that only measures."""
+    code = """
+import asyncio, sys
+import numpy as np
+from fakes import Collected, FakeContext
+from penstock.pipeline.compiler import compile_text
+from penstock.pipeline.frame import TokenFrame, VideoFrame
+from penstock.pipeline.library import find
+from penstock.stages.vlm import VlmOptions, VlmStream
+
+compile_text(find("watch").read_text(), "watch.yaml")
+for options in (VlmOptions(), VlmOptions(base_url="http://127.0.0.1:9/v1", model="m")):
+    stage, out = VlmStream(options), Collected()
+    stage.ctx = FakeContext(realtime=False)
+    asyncio.run(stage.setup())
+    if not options.base_url:
+        stage.process("video", VideoFrame(pts=0, image=np.zeros((48, 64, 3), np.uint8)), out)
+        stage.process("ask", TokenFrame(pts=0, text="is it dark"), out)
+        assert "black" in out.of("answer")[0].text
+    asyncio.run(stage.close())
+assert "torch" not in sys.modules, [m for m in sys.modules if m.startswith("torch")][:3]
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr

@@ -40,6 +40,7 @@ def test_the_weights_are_small_and_say_how_good_they_are() -> None:
 def test_what_it_tells_and_answers_is_mostly_true() -> None:
     truth: list[tuple[int, str, str]] = []
     right: list[bool] = []
+    sure: list[float] = []
 
     async def play(stage: VlmToy, context: FakeContext, out: Collected) -> None:
         for seed in (1, 2):
@@ -54,12 +55,16 @@ def test_what_it_tells_and_answers_is_mostly_true() -> None:
                     await feed(stage, "ask", TokenFrame(pts=at, text="how many shapes?"), out)
                     words = "".join(f.text for f in out.of("answer") if f.pts == at)
                     right.append(words.endswith(("zero", "one", "two", "three")[len(tick.things)]))
+                    answered: EventFrame = out.of("event")[-1]
+                    sure.append(float(answered.fields["confidence"]))
 
-        told = {(e.pts, e.name, e.fields["thing"]) for e in out.of("event")}
+        told = {(e.pts, e.name, e.fields["thing"]) for e in out.of("event") if "thing" in e.fields}
         hits = len(told & set(truth))
         assert hits >= 0.7 * len(told), "what it says is true"
         assert hits >= 0.7 * len(truth), "what happens is said"
         assert sum(right) >= 0.8 * len(right)
+        # it is as sure as it is right, and surer of what is right
+        assert abs(sum(sure) - sum(right)) < 0.2 * len(right)
 
     # two worlds after each other: the cut between them may look like things that leave
     play_it(play)
@@ -76,6 +81,7 @@ def test_it_remembers_what_left_in_its_log_and_tells_when_it_was_asked_to() -> N
         assert left
         said = [f.text for f in out.of("answer")]
         assert sum(s.startswith("You asked me to tell you") for s in said) == 1
+        assert [e.fields["wish"] for e in out.of("event") if e.name == "spoke_up"] == ["left"]
         await feed(stage, "ask", TokenFrame(pts=60 * SECOND, text="what left last"), out)
         assert out.of("answer")[-1].text == left[-1].fields["thing"]
         await feed(stage, "ask", TokenFrame(pts=60 * SECOND, text="who is the president"), out)

@@ -28,6 +28,7 @@ def in_a_file_run(stage: S, play: Callable[[S, FakeContext, Collected], Awaitabl
 
 
 def watch_of(stage: VlmStream | VlmToy) -> Watch:
-    watch = stage._watch  # pyright: ignore[reportPrivateUsage] - what it counts is told nowhere else
-    assert watch is not None
+    # what it counts is told nowhere else
+    watch = stage._who if isinstance(stage, VlmStream) else stage._watch  # pyright: ignore[reportPrivateUsage]
+    assert isinstance(watch, Watch)
     return watch
