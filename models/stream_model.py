@@ -27,6 +27,9 @@ Picture = NDArray[np.uint8]  # (H, W, 3) RGB; going in also (H·3/2, W) I420, BT
 Switch = Literal["keep", "recache", "reset"]
 
 MAX_STEPS = 4
+STEADY = (
+    0.6  # flickers less than the teachers, standing and panning, at no loss of likeness (benchmarks/LOG.md)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,7 @@ class Settings:
     steps: int = 2
     guidance: float = 1.0  # 1 takes the prompt as it is; more goes further away from the negative
     seed: int = 0
+    steady: float = STEADY  # share of the picture before where nothing but the camera moved, 0..1
     switch: Switch = "keep"  # what a new prompt does to what models with a memory remember
 
 

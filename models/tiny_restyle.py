@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from .motion_field import Look, Motion, followed, look, motion, steadied
 from .restyle_net import MULTIPLE, RestyleNet
 from .restyle_prompt import SIZE, padded, read
 from .static_rows import StaticRows
@@ -73,10 +74,21 @@ class Flight:
 
     tag: Any
     original: Picture  # as it came
+    look: Look
     source: Tensor  # (3, H, W)
     estimate: Tensor  # (3, H, W): what the last step made of it, the source before the first
     step: int
     voice: Voice
+    moved: tuple[Look, Motion] | None = None  # since the picture of this look
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What a step made of the picture before."""
+
+    voice: Voice
+    look: Look
+    estimate: Tensor  # (3, H, W)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +96,7 @@ class StepRow:
     """The next step of one picture."""
 
     flight: Flight
-    previous: Tensor  # (3, H, W) this step's result of the frame before, zeros when there is none
+    previous: Tensor | None  # (3, H, W) this step's result of the picture before, where its things are now
 
     @property
     def last(self) -> bool:
@@ -106,7 +118,7 @@ class RestyleState:
     size: tuple[int, int]  # the model's (H, W)
     voice: Voice
     flights: list[Flight] = field(default_factory=list[Flight])  # the oldest first
-    previous: dict[int, tuple[Voice, Tensor]] = field(default_factory=dict[int, "tuple[Voice, Tensor]"])
+    previous: dict[int, Past] = field(default_factory=dict[int, Past])  # by step
 
 
 class TinyRestyle(Ticks[RestyleState, Flight, StepRow]):
@@ -174,17 +186,17 @@ class TinyRestyle(Ticks[RestyleState, Flight, StepRow]):
         first = 0.65 + 0.3 * min(1.0, max(0.0, entry.noise))  # what training saw
         voice = voice if abs(first - voice.sigmas[0]) < 1e-6 else _from(voice, first)
         source = upload(picture, state.size, self._like)
-        return Flight(entry.tags[0], picture, source, source, 0, voice)
+        return Flight(entry.tags[0], picture, look(picture, state.size), source, source, 0, voice)
 
     @torch.inference_mode()
     def row(self, state: RestyleState, flight: Flight) -> StepRow:
-        return StepRow(flight, self._previous(state, flight))
-
-    def _previous(self, state: RestyleState, flight: Flight) -> Tensor:
-        voice, tensor = state.previous.get(flight.step, (None, None))
-        if voice is None or tensor is None or not _same_style(voice, flight.voice):
-            return torch.zeros_like(flight.source)  # a result in another style would shine through
-        return tensor
+        past = state.previous.get(flight.step)
+        if past is None or not _same_style(past.voice, flight.voice):
+            return StepRow(flight, None)  # a result in another style would shine through
+        if flight.moved is None or flight.moved[0] is not past.look:
+            flight = replace(flight, moved=(past.look, motion(flight.look, past.look)))
+        assert flight.moved is not None
+        return StepRow(flight, followed(past.estimate, flight.moved[1]))
 
     @torch.inference_mode()
     def forward(self, rows: Sequence[StepRow]) -> list[Drawn]:
@@ -200,10 +212,11 @@ class TinyRestyle(Ticks[RestyleState, Flight, StepRow]):
         sigma = torch.tensor(levels, device=self._like.device)  # (B,) float32
         s = sigma.to(self._like.dtype)[:, None, None, None]
         noise = torch.stack([f.voice.noise[f.step] for f in flights])
-        noisy = (1 - s) * torch.stack([f.estimate for f in flights]) + s * noise
+        noisy = torch.lerp(torch.stack([f.estimate for f in flights]), noise, s)
         source = torch.stack([f.source for f in flights])
-        previous = torch.stack([r.previous for r in every])
-        x0 = self._forward(noisy, source, previous, sigma, torch.stack(prompts)).clamp(-1, 1)
+        nothing = torch.zeros_like(flights[0].source)
+        previous = torch.stack([nothing if r.previous is None else r.previous for r in every])
+        x0 = self._forward(noisy, source, previous, sigma, torch.stack(prompts)).clamp_(-1, 1)
         against = {id(r): x0[len(rows) + i] for i, r in enumerate(extra)}
         # clones: a view would keep the whole batch's memory alive in a stranger's state
         return [self._drawn(r, x0[i].clone(), against.get(id(r))) for i, r in enumerate(rows)]
@@ -212,6 +225,8 @@ class TinyRestyle(Ticks[RestyleState, Flight, StepRow]):
         if not row.last:
             return Drawn(estimate, None)
         flight, settings = row.flight, row.flight.voice.settings
+        if settings.steady and row.previous is not None and flight.moved is not None:
+            estimate = steadied(estimate, row.previous, flight.moved[1], settings.steady)
         result = estimate
         if settings.guidance != 1:
             # RCFG with the source as its own negative when there is no other: the null prompt is identity here
@@ -221,7 +236,7 @@ class TinyRestyle(Ticks[RestyleState, Flight, StepRow]):
 
     def advance(self, state: RestyleState, row: StepRow, result: Drawn) -> Flight | list[Finished]:
         flight = row.flight
-        state.previous[flight.step] = flight.voice, result.estimate
+        state.previous[flight.step] = Past(flight.voice, flight.look, result.estimate)
         if result.picture is not None:
             return [Finished(flight.tag, result.picture)]
         return replace(flight, estimate=result.estimate, step=flight.step + 1)

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ..models import stream_models
-from ..models.stream_model import MAX_STEPS, Settings, Switch
+from ..models.stream_model import MAX_STEPS, STEADY, Settings, Switch
 from ..pipeline.stage import NoFields
 
 
@@ -58,6 +58,15 @@ class DiffusionParams(BaseModel):
     steps: Annotated[int, Field(title="Steps", ge=1, le=MAX_STEPS)] = 1
     guidance: Annotated[float, Field(title="Guidance", ge=0, le=4)] = 1.0
     seed: Annotated[int, Field(title="Seed", ge=0, le=2**31 - 1)] = 0
+    steady: Annotated[
+        float,
+        Field(
+            title="Steadiness",
+            ge=0,
+            le=1,
+            description="How much of the picture before stays where nothing but the camera moved (tiny-restyle)",
+        ),
+    ] = STEADY
     switch: Annotated[
         Switch, Field(title="On a new prompt", description="What video models do with what they remember")
     ] = "keep"
@@ -76,5 +85,6 @@ class DiffusionParams(BaseModel):
             min(self.steps, at_most),
             self.guidance,
             self.seed,
+            self.steady,
             self.switch,
         )

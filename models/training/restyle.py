@@ -2,9 +2,9 @@
 
 Teachers are the classical filters of `teachers.py`; what is shown comes from `scenes.py`. The first steps go to
 single pictures, many styles a batch. Later, clips of four frames are unrolled as the stream will be: the network sees
-its own result of the frame before and, at the second step, its own first estimate; how the result moves between frames
-is part of the loss. Targets are drawn from the clean picture while the network sees a noisy one: that is what makes it
-flicker less than its teachers.
+its own result of the frame before, moved along with what is seen, and, at the second step, its own first estimate; how
+the result moves between frames is part of the loss. Targets are drawn from the clean picture while the network sees a
+noisy one: that is what makes it flicker less than its teachers.
 
 Seeded; the learning rate follows the steps. `--minutes` stops earlier, and the next call goes on at that step with
 the optimizer's state. On CPUs with bf16 in hardware the passes run in bf16 over fp32 weights, 1.7 times as fast.
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
+from ..motion_field import followed, look, motion
 from ..restyle_net import RestyleNet
 from ..restyle_prompt import INKS, MODIFIERS, PHRASES, padded, read
 from ..stream_models import has_fast_bf16
@@ -173,9 +174,9 @@ class Singles:
             return x + amount * torch.randn(x.shape, generator=noise)
 
         base = torch.cat([source[:half], rough(target)[half:]])
-        # the frame before: none, in place, or moved on since, which teaches not to copy it blindly
+        # the frame before: none, in place, or where motion was not found, which teaches not to copy it blindly
         dy, dx = (int(v) for v in rng.integers(-6, 7, 2))
-        moved = torch.rand(count, 1, 1, 1, generator=noise) < 0.6
+        moved = torch.rand(count, 1, 1, 1, generator=noise) < 0.25
         before = torch.where(moved, torch.roll(target, (dy, dx), (-2, -1)), target)
         before = rough(before) * (torch.rand(count, 1, 1, 1, generator=noise) > 0.35)
         s = sigma[:, None, None, None]
@@ -213,27 +214,39 @@ def motion_loss(y: Tensor, before: Tensor, t: Tensor, t_before: Tensor, data: Ba
     for i, (pan, calm) in enumerate(zip(data.pans, data.calm, strict=True)):
         if pan is None:
             continue
-        change = y[i] - _followed(before[i], pan)
-        wanted = t[i] - _followed(t_before[i], pan)
+        change = y[i] - _panned(before[i], pan)
+        wanted = t[i] - _panned(t_before[i], pan)
         losses.append(calm * (change - wanted)[:, edge:-edge, edge:-edge].abs().mean())
     return torch.stack(losses).mean() if losses else y.new_zeros(())
 
 
-def _followed(before: Tensor, pan: tuple[int, int]) -> Tensor:
+def _panned(before: Tensor, pan: tuple[int, int]) -> Tensor:
     """The picture before, moved to where the camera's pan shows it now: what is at x was at x + pan."""
     return torch.roll(before, (-pan[1], -pan[0]), (-2, -1))
 
 
 def _settled(data: Batch, noise: torch.Generator) -> Tensor:
-    """What a stream that runs for long may have shown before the first frame; zeros for half of them."""
-    first = data.target[0]
-    past = torch.stack(
-        [_followed(x, (-p[0], -p[1])) if p else x for x, p in zip(first, data.pans, strict=True)]
-    )
-    count, _, height, width = first.shape
+    """What a stream that runs for long may carry into the first frame; zeros for half of them."""
+    past = data.target[0]
+    count, _, height, width = past.shape
     error = torch.randn((count, 3, height // 8, width // 8), generator=noise) * 0.08
     past = past + F.interpolate(error, (height, width), mode="bilinear")
     return past.clamp(-1, 1) * (torch.rand(count, 1, 1, 1, generator=noise) < 0.5)
+
+
+def _carried(previous: list[Tensor], before: Tensor, now: Tensor, lost: Tensor) -> list[Tensor]:
+    """Results of the frame before where their things are now, by the motion that a stream would find; all (B, 3, S, S)."""
+    size = (now.shape[-2], now.shape[-1])
+    pictures = [
+        ((x + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy() for x in (before, now)
+    ]
+    rows = [p.clone() for p in previous]
+    for i in range(len(now)):
+        if not lost[i]:
+            found = motion(look(pictures[1][i], size), look(pictures[0][i], size))
+            for row in rows:
+                row[i] = followed(row[i], found)
+    return rows
 
 
 def unroll(net: RestyleNet, data: Batch, noise: torch.Generator) -> float:
@@ -245,8 +258,11 @@ def unroll(net: RestyleNet, data: Batch, noise: torch.Generator) -> float:
     previous: list[Tensor] = [_settled(data, noise)] * 2
     shown = list(previous)
     total = 0.0
+    lost = torch.rand(count, generator=noise) < 0.1  # streams whose motion is not found
     for t in range(frames):
         source, target = data.source[t], data.target[t]
+        if t:
+            previous = _carried(previous, data.source[t - 1], source, lost)
         mix = data.mix.to(net.words.weight.dtype)
         prompt = torch.lerp(net.encode(data.ids[0]), net.encode(data.ids[1]), mix)
         estimate, loss = source, source.new_zeros(())
