@@ -102,6 +102,7 @@ class Daemon:
             await self.server.start()
             with self._signals():
                 await self._warm()
+                self.server.tidier.begin()
                 self.notifier.ready(self.status())
                 if on_ready is not None:
                     on_ready(self.server.url)

@@ -24,7 +24,7 @@ from .desk import Desk
 from .event_bus import EventBus
 from .guard import Guard
 from .ice import NO_ICE, Ice
-from .memory import limit_arenas
+from .memory import Tidier, limit_arenas
 from .metrics import Metrics
 from .openapi import Route
 from .sessions import Sessions
@@ -123,6 +123,8 @@ class Server:
         self.not_ready = ""  # why no session is taken now, for /health/ready
         self.bus = EventBus(sessions.clock.wall)
         self.desk = Desk(sessions, self.bus)
+        self.tidier = Tidier(lambda: bool(self.desk.running()))
+        self.desk.on_closed.append(lambda live: self.tidier.ended())
         self.metrics = Metrics(self.desk, pools or dict, watchdog or LoopWatchdog())
         self.access = access
         self.budgets = sessions.budgets(uplink_bps, downlink_bps)
@@ -182,4 +184,5 @@ class Server:
                 task.cancel()
         self.bus.close()
         await self.desk.close_all()
+        self.tidier.end()
         await self._runner.cleanup()

@@ -16,7 +16,6 @@ from ..pipeline.graph import Plan
 from .budgets import Budgets, DownlinkBudget, Pictures, UplinkBudget
 from .caller import LOCAL, Caller
 from .live_session import RESUME, Gone, LiveSession, SessionFactory
-from .memory import give_back
 from .offer import check_offer
 from .peer import Peer, PeerFactory
 
@@ -171,8 +170,6 @@ class Sessions:
         finally:
             self.live.pop(live.id, None)
             self.closed(live)
-            if not self.live:
-                await asyncio.get_running_loop().run_in_executor(None, give_back)
 
     def budgets(self, uplink_bps: int = 0, downlink_bps: int = 0) -> Budgets:
         """What divides these links among the sessions; 0: no bound but each path."""
