@@ -10,6 +10,7 @@ paths: the receiving half in virtual time (`transport_paths.py`), exact: from ca
 links: both halves with real encoders in virtual time (`transport_link.py`), exact; also at few pictures a second, where `age` is that of
 the newest picture shown.
 skew: sound against picture (`transport_skew.py`), in virtual time.
+fanout: what one more viewer of the same output costs the server (`transport_fanout.py`): one encode for all, one for each, aiortc's relay.
 echoes: a client with its relay and a server in two processes, real time (`transport_echo.py`): round trips. Load of the machine is in
 these figures: read the ratio, not the time. Each variant has processes of its own, one after the other. core_pct is the server's.
 browser: a real Chromium: its uplink 8 to 10 s after its start on a network without limits, and glass to glass.
@@ -70,7 +71,7 @@ LINKS: dict[str, tuple[dict[str, Any], float]] = {  # network, seconds
 SLOW = ((2.0, 60.0), (10.0, 30.0))  # pictures a second, seconds
 SLOW_LOSS = (0, 5, 20)  # %
 ECHOES = ("clean", "audio", "ingest", "hiccup")
-PARTS = ("paths", "links", "skew", "echoes", "browser")
+PARTS = ("paths", "links", "skew", "fanout", "echoes", "browser")
 VARIANTS = ("aiortc", "penstock")
 
 
@@ -190,6 +191,16 @@ def echoes(summary: dict[str, Any], rounds: int) -> None:
                 summary[prefix + NAMES.get(name, name)] = median(found[variant], key)
 
 
+def fanout(summary: dict[str, Any]) -> None:
+    from transport_fanout import measure
+
+    for variant, prefix in (("shared", ""), ("own", "own_encoders_"), ("aiortc", "aiortc_")):
+        found = measure(variant)
+        line(measured="fanout", variant=variant, **found)
+        for key in ("one_core_pct", "all_core_pct", "more_core_pct"):
+            summary[f"{prefix}fanout_{key}"] = found[key]
+
+
 def browser(summary: dict[str, Any]) -> None:
     from transport_uplink import with_chromium
 
@@ -220,6 +231,9 @@ def main() -> None:
         links(summary)
     if "skew" in parts:
         skew(summary, chosen.skew_s or (300.0 if chosen.full else 60.0))
+    if "fanout" in parts:
+        note("fan-out, in real time ...")
+        fanout(summary)
     if "echoes" in parts:
         note("echoes, in real time ...")
         echoes(summary, 3 if chosen.full else 1)

@@ -37,9 +37,9 @@ from penstock.pipeline.frame import VideoFrame
 from penstock.pipeline.virtual_loop import run_virtual
 from penstock.transport import _compat, impairment, twcc
 from penstock.transport.ingress import IngressTrack
-from penstock.transport.outgoing import VideoOut
 from penstock.transport.receiver import RtpReceiver
 from penstock.transport.sender import PacedSender
+from penstock.transport.video_out import VideoOut
 from report import percentile
 
 WIDTH, HEIGHT = 640, 480

@@ -105,9 +105,9 @@ class Server:
 
 
 @contextmanager
-def started(variant: str) -> Iterator[Server]:
+def started(variant: str, script: str = __file__) -> Iterator[Server]:
     with subprocess.Popen(
-        [sys.executable, __file__, variant], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, script, variant], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         try:
             yield Server(process)

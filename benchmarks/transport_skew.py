@@ -20,11 +20,12 @@ from penstock.pipeline.clock import MS, SECOND, LoopClock
 from penstock.pipeline.frame import AudioFrame, VideoFrame
 from penstock.pipeline.virtual_loop import run_virtual
 from penstock.transport import _compat, impairment
+from penstock.transport.audio_out import AudioOut
 from penstock.transport.capture_clock import SenderClock
 from penstock.transport.ingress import IngressTrack
-from penstock.transport.outgoing import AudioOut, VideoOut
 from penstock.transport.receiver import RtpReceiver
 from penstock.transport.sender import PacedSender
+from penstock.transport.video_out import VideoOut
 from report import percentile
 from transport_link import CODECS, EXTENSIONS, End, Inline
 

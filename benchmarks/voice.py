@@ -43,7 +43,7 @@ from penstock.pipeline.frame import AudioFrame, EventFrame, Frame, TokenFrame
 from penstock.pipeline.pools import Pools
 from penstock.pipeline.stage import Out, Outputs, Ports, Stage
 from penstock.stages.tts import StreamTts
-from penstock.transport.outgoing import AUDIO_RATE, AudioOut
+from penstock.transport.audio_out import AUDIO_RATE, AudioOut
 from report import line, note, percentile
 from scipy.signal import resample_poly
 from voice_flow import flow

@@ -104,7 +104,10 @@ def serve(
         int | None, typer.Option(min=1, max=1000, help="more get 503; default 16")
     ] = None,
     per_client: Annotated[
-        int | None, typer.Option(min=1, help="sessions from one address; default 8")
+        int | None, typer.Option(min=1, help="sessions, and viewers, from one address; default 8")
+    ] = None,
+    max_viewers: Annotated[
+        int | None, typer.Option(min=0, help="who watch running sessions by WHEP; default 64")
     ] = None,
     longest: Annotated[
         str | None, typer.Option(help="that a session may last, as 2h; default: any time")
@@ -166,6 +169,7 @@ def serve(
         "tokens": tokens,
         "max_sessions": max_sessions,
         "per_client": per_client,
+        "max_viewers": max_viewers,
         "longest": longest,
         "resume": resume,
         "ice_server": ice_server,

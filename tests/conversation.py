@@ -26,7 +26,7 @@ from penstock.stages.chat_calls import FunctionCall
 from penstock.stages.chat_client import Limits
 from penstock.stages.llm import LlmChat
 from penstock.stages.tts import StreamTts
-from penstock.transport.outgoing import AUDIO_RATE, AudioOut
+from penstock.transport.audio_out import AUDIO_RATE, AudioOut
 
 GRAPH = """
 penstock: 1

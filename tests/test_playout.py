@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from penstock.pipeline.clock import MS, SECOND, LoopClock
 from penstock.pipeline.frame import AudioFrame
 from penstock.pipeline.virtual_loop import run_virtual
-from penstock.transport.outgoing import LIVE_MOST, SAMPLES, AudioOut
+from penstock.transport.audio_out import LIVE_MOST, SAMPLES, AudioOut
 from penstock.transport.playout import FADE, LONGEST_CUT, cut_at_pitch
 
 

@@ -19,8 +19,8 @@ from penstock.pipeline.clock import LoopClock
 from penstock.pipeline.frame import AudioFrame
 from penstock.pipeline.virtual_loop import run_virtual
 from penstock.transport import _compat, impairment
+from penstock.transport.audio_out import AudioOut
 from penstock.transport.ingress import IngressTrack
-from penstock.transport.outgoing import AudioOut
 from penstock.transport.receiver import RtpReceiver
 from penstock.transport.red import HOLD, Block, Redundancy, pack, unpack
 from penstock.transport.sender import PacedSender

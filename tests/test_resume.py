@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from penstock.pipeline.clock import MS, SECOND, LoopClock
 from penstock.pipeline.frame import AudioFrame, TokenFrame
 from penstock.pipeline.virtual_loop import run_virtual
+from penstock.transport.audio_out import AudioOut
 from penstock.transport.line import PATIENCE, Line
-from penstock.transport.outgoing import AudioOut
 from penstock.transport.transcript import Transcript
 from test_peer import go_silent
 

@@ -21,9 +21,9 @@ from penstock.pipeline.frame import VideoFrame
 from penstock.transport import _compat
 from penstock.transport._compat import FeedbackPacket
 from penstock.transport.feedback import TRANSPORT_CC
-from penstock.transport.outgoing import VideoOut
 from penstock.transport.sender import KEYFRAME_APART, PacedSender
 from penstock.transport.uplink import Uplink
+from penstock.transport.video_out import VideoOut
 
 
 def test_our_sender_stands_in_aiortcs_place():

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from penstock.pipeline.clock import MS, SECOND, ManualClock
 from penstock.pipeline.frame import AudioFrame
-from penstock.transport.outgoing import AUDIO_RATE, AudioOut
+from penstock.transport.audio_out import AUDIO_RATE, AudioOut
 from penstock.transport.speech_gap import MADE_UP, SpeechGap
 
 STEP = AUDIO_RATE // 50

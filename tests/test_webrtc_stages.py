@@ -14,11 +14,12 @@ from penstock.pipeline.frame import AudioFrame, TokenFrame, VideoFrame
 from penstock.pipeline.stage import Flush, StageError
 from penstock.pipeline.units import AudioFormat, VideoFormat
 from penstock.pipeline.virtual_loop import run_virtual
+from penstock.transport.audio_out import SAMPLES, AudioOut
 from penstock.transport.capture_clock import LATE, CaptureClock
 from penstock.transport.fit import AudioFit, VideoFit, fitted
 from penstock.transport.line import Line
-from penstock.transport.outgoing import SAMPLES, AudioOut, VideoOut
 from penstock.transport.peer import Peer
+from penstock.transport.video_out import VideoOut
 from penstock.transport.webrtc_stages import WebRtcIn, WebRtcOut, text_kind
 
 

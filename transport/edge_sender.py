@@ -16,11 +16,11 @@ from ..pipeline.clock import MS, SECOND, Clock
 from ..pipeline.frame import VideoFrame
 from .encoders import VideoEncoder
 from .importance import ImportanceMap
-from .outgoing import VideoOut
 from .picture_rate import FrameGate
 from .roi_encoder import RoiEncoder
 from .rt_messages import Caps, Fetch, Imp, NoStill, Rate, Roi, Still, parse, parse_fetch
 from .stills import RING, PictureRing, answer
+from .video_out import VideoOut
 
 log = logging.getLogger(__name__)
 

@@ -18,6 +18,7 @@ from ..pipeline.clock import SECOND
 from ..pipeline.frame import VideoFrame
 from . import vpx
 from .ffmpeg_encoder import FIRST_FPS, VIDEO_HZ, encode_with, open_context
+from .picture_rate import Shape
 from .vp8_rungs import RungVp8Encoder
 
 AUDIO_HZ = 48_000  # of Opus in RTP (RFC 7587 section 4.1)
@@ -64,6 +65,19 @@ class PictureScaler:
         picture.pts = pts
         picture.time_base = Fraction(1, VIDEO_HZ)
         return picture
+
+
+def encode_scaled(
+    encoder: VideoEncoder,
+    scaler: PictureScaler,
+    frame: VideoFrame,
+    shape: Shape,
+    pts: int,
+    keyframe: bool,
+    now: int,
+) -> tuple[bytes, bool]:
+    """One picture in that shape: see `VideoEncoder.encode`. For worker threads."""
+    return encoder.encode(scaler(frame, shape.width, shape.height, pts), keyframe, now)
 
 
 class _FpsMeter:

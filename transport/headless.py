@@ -13,12 +13,12 @@ from ..pipeline.graph import Plan
 from ..pipeline.session import Binding, Session
 from ..pipeline.stage import StageError
 from .file_in import FileIn
-from .live_session import SessionFactory
+from .line import Line
+from .live_session import SessionFactory, hears_live, media_of
 from .sources import Sources
+from .webrtc_stages import WebRtcOut
 
 log = logging.getLogger(__name__)
-
-LIVE_ENDS = ("webrtc.in", "webrtc.out")
 
 
 class HeadlessSession:
@@ -28,16 +28,21 @@ class HeadlessSession:
         self.id = f"h-{secrets.token_hex(8)}"
         self.graph = plan.name
         self.remote = ""
-        bindings: dict[str, Binding] = {}
+        self.line = Line(clock)  # to those who watch; there is no client of its own
+        hears = hears_live(plan)
+        bindings: dict[str, Binding] = {
+            "webrtc.out": lambda options, params: WebRtcOut(options, params, self.line, None, hears)
+        }
         if source:
             bindings["file.in"] = lambda options, params: FileIn(options, params, path=source)
         self.session: Session = factory(plan, self.id, clock, bindings=bindings)
 
     async def close(self, reason: str) -> None:
         await self.session.close(reason)
+        self.line.close()
 
     def stats(self) -> dict[str, Any]:
-        return dict(self.session.stats())
+        return dict(self.session.stats()) | {"transport": {"shared": self.line.broadcast.stats()}}
 
 
 class Headless:
@@ -62,13 +67,20 @@ class Headless:
         plan = self.graphs.get(graph)
         if plan is None:
             raise StageError(f"unknown graph {graph[:64]!r}; this server has: {', '.join(self.graphs)}")
-        live_ends = [n.name for n in plan.nodes.values() if n.use in LIVE_ENDS]
+        live_ends = [n.name for n in plan.nodes.values() if n.use == "webrtc.in"]
         if live_ends:
             raise StageError(
                 f"graph {graph!r} needs a client for its live ends ({', '.join(live_ends)}); only graphs of "
                 "files, cameras and other own sources can be started by command"
             )
         return plan
+
+    def of(self, graph: str) -> HeadlessSession | None:
+        """The run of that graph that has something to watch; the oldest of several."""
+        for live in self.live.values():
+            if live.graph == graph and media_of(live.session.plan)[1]:
+                return live
+        return None
 
     async def start(self, graph: str, source: str = "") -> HeadlessSession:
         """Start a graph by name. source: what its one `file.in` reads in place of its own path; one that
@@ -101,6 +113,7 @@ class Headless:
         try:
             await live.session.wait()
         finally:
+            live.line.close()
             self.live.pop(live.id, None)
             self.closed(live)
 

@@ -8,16 +8,21 @@ graph never stands still.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
+from aiortc.mediastreams import MediaStreamError
 from numpy.typing import NDArray
 
 from ..pipeline.clock import MS, SECOND, Clock
+from ..pipeline.frame import VideoFrame
+from .audio_out import AudioOut
+from .broadcast import Broadcast
 from .ingress import Mailbox
-from .outgoing import AudioOut, VideoOut
 from .peer import Peer
+from .video_out import VideoOut
 
 OnStep: TypeAlias = Callable[[int, int, NDArray[np.int16] | None, int, list[tuple[int, str]]], None]
 
@@ -37,6 +42,7 @@ class Line:
         self.live = False
         self.on_step: OnStep | None = None
         self.closed = False
+        self.broadcast = Broadcast(clock)  # to all who watch beside the peer
         self._peer: Peer | None = None
         self._held: AudioOut | None = None  # takes the sound while nobody is there
         self._draining: asyncio.Task[None] | None = None
@@ -55,7 +61,20 @@ class Line:
 
     @property
     def audio_out(self) -> AudioOut | None:
-        return self._peer.audio_out if self._peer is not None else self._held
+        if self._peer is not None and self._peer.audio_out is not None:
+            return self._peer.audio_out
+        return self._held
+
+    def show(self, frame: VideoFrame) -> None:
+        """To the peer and to all who watch."""
+        if self._peer is not None and self._peer.video_out is not None:
+            self._peer.video_out.show(frame)
+        self.broadcast.show(frame)
+
+    def stand(self) -> None:
+        """Sound is paced out although no peer hears it: somebody who watches does. Idempotent."""
+        if self.audio_out is None and not self.closed:
+            self._hold(AudioOut(self.clock, self.ahead, self.live), self.on_step or self._unheard, 0)
 
     def fit(self, kind: str, make: Callable[[], Any]) -> None:
         """From now on frames of that kind are turned by what `make` makes, one for each track."""
@@ -66,8 +85,11 @@ class Line:
     def set_audio(self, ahead: int, live: bool, on_step: OnStep | None = None) -> None:
         """on_step: told of what is played, see `Playback.step`; what nobody hears is silence to it."""
         self.ahead, self.live, self.on_step = ahead, live, on_step
+        self.broadcast.stamps_capture = live
         if self.audio_out is not None:
             self._set_up(self.audio_out)
+        if self.video_out is not None:
+            self.video_out.stamps_capture = live
 
     def hold(self, until: int) -> None:
         """See `AudioOut.hold`."""
@@ -76,6 +98,7 @@ class Line:
 
     def _set_up(self, out: AudioOut) -> None:
         out.ahead, out.live, out.on_step = self.ahead, self.live, self.on_step
+        out.tap = self.broadcast.hear
 
     def _unheard(
         self, at: int, samples: int, _: NDArray[np.int16] | None, waiting: int, said: list[tuple[int, str]]
@@ -92,11 +115,14 @@ class Line:
         for kind, track in peer.tracks.items():
             if kind in self.fits:
                 track.decoded.transform = self.fits[kind]()
+        if peer.video_out is not None:
+            peer.video_out.stamps_capture = self.live
         if (out := peer.audio_out) is not None:
             self._set_up(out)
             if before is not None:
                 out.take_over(before)
-        self._let_go()
+        if out is not None or not self.broadcast.has_listeners:
+            self._let_go()
         self._turn()
 
     def detach(self) -> None:
@@ -105,10 +131,9 @@ class Line:
             return
         self._end_tracks()
         if (out := self._peer.audio_out) is not None:
-            self._held = AudioOut(self.clock, self.ahead, self.live)
-            self._held.take_over(out)
-            self._held.on_step = self._unheard
-            self._draining = asyncio.create_task(self._drain(self._held), name=f"{self._peer.name}/away")
+            held = AudioOut(self.clock, self.ahead, self.live)
+            held.take_over(out)
+            self._hold(held, self._unheard, 0 if self.broadcast.has_listeners else PATIENCE)
         self._peer = None
         self._turn()
 
@@ -119,6 +144,7 @@ class Line:
         if self._peer is not None:
             self._end_tracks()
         self._let_go()
+        self.broadcast.close()
         self._turn()
 
     async def next(self, after: Peer | None) -> Peer | None:
@@ -132,6 +158,12 @@ class Line:
     def _turn(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+
+    def _hold(self, out: AudioOut, on_step: OnStep, after: int) -> None:
+        """Sound goes there until a peer comes; after that many ns it is paced out."""
+        self._held = out
+        out.on_step, out.tap = on_step, self.broadcast.hear
+        self._draining = asyncio.create_task(self._drain(out, after), name="line/away")
 
     def _end_tracks(self) -> None:
         assert self._peer is not None
@@ -149,7 +181,8 @@ class Line:
             self._held.stop()
             self._held = None
 
-    async def _drain(self, held: AudioOut) -> None:
-        await self.clock.sleep(PATIENCE)
-        while True:
-            await held.pull()
+    async def _drain(self, held: AudioOut, after: int) -> None:
+        await self.clock.sleep(after)
+        with contextlib.suppress(MediaStreamError):
+            while True:
+                await held.pull()

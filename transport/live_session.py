@@ -350,6 +350,7 @@ class LiveSession:
             "audio_underruns": audio.underruns if audio else 0,
             "audio_shortened_ms": audio.shortened // 48 if audio else 0,
             "sending": peer.sending() if peer is not None else {},
+            "shared": self.line.broadcast.stats(),
             "messages_dropped": self.channel.dropped,
             "focus": self.focus.stats(),
         }

@@ -20,6 +20,7 @@ from ..pipeline.watchdog import LoopWatchdog
 from .desk import Desk
 from .headless import HeadlessSession
 from .live_session import LiveSession
+from .viewers import Viewers
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 TOTALS = {
@@ -35,7 +36,11 @@ class Metrics(Collector):
     """pools: the daemon's, by name. watchdog: the one that watches its loop."""
 
     def __init__(
-        self, desk: Desk, pools: Callable[[], Mapping[str, DevicePool]], watchdog: LoopWatchdog
+        self,
+        desk: Desk,
+        pools: Callable[[], Mapping[str, DevicePool]],
+        watchdog: LoopWatchdog,
+        viewers: Viewers,
     ) -> None:
         self.opened = 0
         self.refusals: Counter[int] = Counter()  # HTTP answers of 400 and above, by status
@@ -45,6 +50,7 @@ class Metrics(Collector):
         desk.on_closed.append(self._keep)
         self._pools = pools
         self._watchdog = watchdog
+        self._viewers = viewers
         self._ended: Counter[tuple[str, str, str]] = Counter()
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
@@ -69,6 +75,9 @@ class Metrics(Collector):
             sessions.add_metric([graph], n)
         yield sessions
         yield CounterMetricFamily("penstock_sessions_opened", "Sessions opened", value=self.opened)
+        yield GaugeMetricFamily(
+            "penstock_viewers", "Who watch running sessions by WHEP", value=len(self._viewers.live)
+        )
         yield from self._comings()
         yield from self._nodes(running)
         yield from self._loop()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, cast
 
 from aiortc import (
@@ -18,16 +18,19 @@ from aiortc import (
     RTCRtpTransceiver,
     RTCSessionDescription,
 )
+from aiortc.mediastreams import MediaStreamTrack
 
 from ..pipeline.clock import MS, SECOND, Clock
 from . import _compat
+from .audio_out import AudioOut
+from .broadcast import Broadcast
 from .capture_clock import SenderClock
 from .ice import NO_ICE, Ice, with_public
 from .ingress import IngressTrack
 from .liveness import CONNECT, PROBE, Liveness
 from .offer import MAX_CANDIDATES, MAX_SECTIONS, OfferError, check_offer
-from .outgoing import AudioOut, VideoOut
 from .trickle import Fragment, RestartRefused
+from .video_out import VideoOut
 
 log = logging.getLogger(__name__)
 
@@ -68,10 +71,14 @@ class Peer:
         self.tracks: dict[str, IngressTrack] = {}
         self.video_out: VideoOut | None = None
         self.audio_out: AudioOut | None = None
+        self.broadcast: Broadcast | None = (
+            None  # set before `accept`: what is sent is encoded there, for many
+        )
         self.channels: dict[str, Callable[[RTCDataChannel], None]] = {}
         self.gone = ""  # why the far end is lost; empty while it is not
         self.connected = False  # now, or before it was lost
         self._sender_clock = SenderClock()
+        self._outs: dict[str, MediaStreamTrack] = {}
         self._receive = receive
         self._send = send
         self._ended = asyncio.Event()
@@ -149,14 +156,26 @@ class Peer:
             (False, True): "sendonly",
         }.get((takes, gives), "inactive")
 
+    @property
+    def outs(self) -> Mapping[str, MediaStreamTrack]:
+        """What is sent, by kind: its own, or those of `broadcast`."""
+        return self._outs
+
     def sending(self) -> dict[str, Any]:
         """What the wire carries of ours: docs/protocol.md, `transport.sending`. Empty while nothing is sent."""
         return _compat.sending(self._pc)
 
     def _sends(self, kind: str) -> bool:
-        return (self.video_out if kind == "video" else self.audio_out) is not None
+        return kind in self._outs
 
-    def _make_out(self, kind: str) -> VideoOut | AudioOut:
+    def _make_out(self, kind: str) -> MediaStreamTrack:
+        out = self._outs[kind] = self._shared(self.broadcast, kind) if self.broadcast else self._own(kind)
+        return out
+
+    def _shared(self, broadcast: Broadcast, kind: str) -> MediaStreamTrack:
+        return broadcast.video() if kind == "video" else broadcast.audio()
+
+    def _own(self, kind: str) -> VideoOut | AudioOut:
         if kind == "video":
             self.video_out = VideoOut()
             return self.video_out
@@ -194,9 +213,8 @@ class Peer:
         await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
-        for out in (self.video_out, self.audio_out):
-            if out is not None:
-                out.stop()
+        for out in self._outs.values():
+            out.stop()
         for task in self._adding:
             task.cancel()
         closing = asyncio.create_task(self._pc.close(), name=f"{self.name}/pc-close")

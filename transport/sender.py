@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import random
 from collections import OrderedDict
 from fractions import Fraction
 from typing import Any
 
 import av
-import numpy as np
 from aiortc import clock as ntp
 from aiortc.codecs import get_encoder, is_rtx
 from aiortc.rtcrtpparameters import RTCRtpCodecParameters, RTCRtpSendParameters
@@ -35,16 +33,17 @@ from aiortc.rtp import (
     unpack_remb_fci,
     wrap_rtx,
 )
-from numpy.typing import NDArray
 
 from ..pipeline.clock import MS, SECOND, LoopClock
-from ..pipeline.frame import VideoFrame
-from .encoders import OpusEncoder, PictureScaler, VideoEncoder
+from .audio_out import SAMPLES, AudioOut
+from .encoded_audio import EncodedAudio
+from .encoders import PictureScaler, encode_scaled
 from .feedback import TRANSPORT_CC
-from .outgoing import VIDEO_RATE, AudioOut, VideoOut
 from .picture_rate import FrameGate, PictureRate, Shape
 from .red import Redundancy
+from .shared_tracks import SharedAudio, SharedVideo
 from .uplink import Uplink, uplink_of
+from .video_out import VIDEO_RATE, VideoOut
 
 HISTORY = 768  # packets kept for repeats: 2 s at 3 Mb/s
 # up to so many pictures a second the last packet of each is sent twice, so much later
@@ -52,13 +51,6 @@ TAIL_FPS, TAIL_AFTER = 12.0, 20 * MS
 REPEAT_APART = 20 * MS  # the same packet again: a NACK that crossed the repeat
 # requests in between are answered once, at its end; or later, while the last keyframe is on its way
 KEYFRAME_APART = 300 * MS
-
-
-def level_dbov(pcm: NDArray[np.int16]) -> int:
-    """The level of sound (T, C) in dB of full scale, -127 to 0 (RFC 6465 appendix A)."""
-    samples = pcm.astype(np.float32).ravel()
-    power = float(np.dot(samples, samples)) / (len(samples) * 32767**2)
-    return max(-127, min(0, round(10 * math.log10(power)))) if power > 0 else -127
 
 
 class PacedSender(RTCRtpSender):
@@ -83,18 +75,20 @@ class PacedSender(RTCRtpSender):
         self._tail: asyncio.Task[None] | None = None
         self._packets = 0
         self._octets = 0
-        self._stamp = (0, 0)  # (NTP time, RTP timestamp) of the newest packet
+        self._stamp = (0, 0)  # (RTP timestamp, when captured in ns) of the newest packet
+        self._rate_hz = VIDEO_RATE
         self._report = (0, 0)  # (middle of the NTP time, when sent in ns) of the last sender report
 
     @property
     def ours(self) -> bool:
-        return isinstance(self.track, VideoOut | AudioOut)
+        return isinstance(self.track, VideoOut | AudioOut | SharedVideo | SharedAudio)
 
     @property
     def uplink(self) -> Uplink:
         return uplink_of(self.transport)
 
     async def send(self, parameters: RTCRtpSendParameters) -> None:
+        self._clock = LoopClock(asyncio.get_running_loop())
         self._extensions.configure(parameters)
         self._mid = parameters.muxId
         main = parameters.codecs[0].payloadType
@@ -117,35 +111,31 @@ class PacedSender(RTCRtpSender):
         track = self.track
         if isinstance(track, VideoOut):
             await self._send_video(track, codec)
-        if isinstance(track, AudioOut) and codec.name.lower() == "opus":
+        if isinstance(track, SharedVideo):
+            await self._send_shared_video(track, codec)
+        if isinstance(track, AudioOut | SharedAudio) and codec.name.lower() == "opus":
             await self._send_audio(track, codec)
         return await super()._next_encoded_frame(codec)
 
-    async def _send_audio(self, track: AudioOut, codec: RTCRtpCodecParameters) -> None:
-        encoder = OpusEncoder()
+    async def _send_audio(self, track: AudioOut | SharedAudio, codec: RTCRtpCodecParameters) -> None:
         redundancy = Redundancy(codec.payloadType or 0)
         uplink = self.uplink
         uplink.has_audio = True
-        paused = True
+        after = None  # the time at which the next sound follows without a pause
+        source = EncodedAudio(track) if isinstance(track, AudioOut) else track
         while True:
-            pcm, timestamp = await track.pull()
-            # 0.1 ms: a hop to another thread and back costs more than it frees
-            data = encoder.encode(pcm)
-            if not data or not self._enabled:
-                paused = True
+            sound = await source.next()
+            if not self._enabled:
                 continue
-            doubled = redundancy.wrap(data, timestamp, uplink.bandwidth.loss) if self._red else None
-            if doubled is not None and self._red is not None:
-                packet = self._packet(self._red, doubled, timestamp, marker=paused)
-            else:
-                packet = self._packet(codec, data, timestamp, marker=paused)
-            packet.extensions.audio_level = (False, -level_dbov(pcm))
-            paused = False
+            doubled = redundancy.wrap(sound.data, sound.at, uplink.bandwidth.loss) if self._red else None
+            kind, payload = (codec, sound.data) if doubled is None else (self._red or codec, doubled)
+            packet = self._packet(kind, payload, sound.at, sound.at != after, sound.captured)
+            packet.extensions.audio_level = (False, sound.level)
+            after = sound.at + SAMPLES
             await uplink.send(packet, self._extensions)
 
     async def _send_video(self, track: VideoOut, codec: RTCRtpCodecParameters) -> None:
         loop = asyncio.get_running_loop()
-        clock = LoopClock(loop)
         uplink = self.uplink
         uplink.when_shed(self._shed)
         encoder = track.make_encoder(codec.name, uplink.video_bps)
@@ -156,7 +146,7 @@ class PacedSender(RTCRtpSender):
         while True:
             await track.wait()
             await uplink.room()
-            now = clock.now()
+            now = self._clock.now()
             frame, timestamp = track.take()  # the newest: those that came while there was no room are gone
             bps = min(uplink.video_bps, track.limit_bps or uplink.video_bps)
             if track.keyframe_gap and now - self._keyframe_at >= track.keyframe_gap:
@@ -172,25 +162,56 @@ class PacedSender(RTCRtpSender):
             if keyframe:
                 self._wants_keyframe = False
             data, is_keyframe = await loop.run_in_executor(
-                None, _encode, encoder, scaler, frame, shape, timestamp, keyframe, now
+                None, encode_scaled, encoder, scaler, frame, shape, timestamp, keyframe, now
             )
             if is_keyframe:
-                self.keyframes += 1
                 self._keyframe_at = now
-                self._history.clear()  # nobody needs what was before it
                 on_its_way = len(data) * 8 * SECOND // bps + round((uplink.rtt_ms or 0) * MS)
                 self._next_keyframe = now + max(KEYFRAME_APART, on_its_way)
             if not data:
                 continue
-            self.encoded += 1
-            packed = av.Packet(data)
-            packed.pts, packed.time_base = timestamp, Fraction(1, VIDEO_RATE)
-            payloads: list[bytes] = packer.pack(packed)[0]
-            last = len(payloads) - 1
-            packets = [self._packet(codec, p, timestamp, k == last) for k, p in enumerate(payloads)]
-            await uplink.queue("video", packets, self._extensions)
+            captured = frame.pts if track.stamps_capture else None
+            number = await self._send_picture(packer, codec, data, is_keyframe, timestamp, captured)
             if track.fps <= TAIL_FPS:
-                loop.call_later(TAIL_AFTER / SECOND, self._repeat_tail, packets[-1].sequence_number)
+                loop.call_later(TAIL_AFTER / SECOND, self._repeat_tail, number)
+
+    async def _send_shared_video(self, track: SharedVideo, codec: RTCRtpCodecParameters) -> None:
+        uplink = self.uplink
+        uplink.when_shed(self._shed)
+        packer: Any = get_encoder(codec)
+        track.join(codec.name, lambda: uplink.video_bps)
+        while True:
+            await track.wait()
+            await uplink.room()
+            if not self._enabled:
+                track.skip()
+            elif (taken := track.take()) is not None:
+                picture, timestamp = taken
+                await self._send_picture(
+                    packer, codec, picture.data, picture.keyframe, timestamp, picture.captured
+                )
+
+    async def _send_picture(
+        self,
+        packer: Any,
+        codec: RTCRtpCodecParameters,
+        data: bytes,
+        is_keyframe: bool,
+        timestamp: int,
+        captured: int | None,
+    ) -> int:
+        """Returns its last packet's sequence number."""
+        if is_keyframe:
+            self.keyframes += 1
+            self._history.clear()  # nobody needs what was before it
+        self.encoded += 1
+        packed = av.Packet(data)
+        packed.pts, packed.time_base = timestamp, Fraction(1, VIDEO_RATE)
+        payloads: list[bytes] = packer.pack(packed)[0]
+        last = len(payloads) - 1
+        packets = [self._packet(codec, p, timestamp, k == last, captured) for k, p in enumerate(payloads)]
+        await self.uplink.queue("video", packets, self._extensions)
+        return packets[-1].sequence_number
 
     def _repeat_tail(self, number: int) -> None:
         """The far end learns of a lost last packet by the next picture, and that is far at few pictures a second."""
@@ -198,8 +219,14 @@ class PacedSender(RTCRtpSender):
             self._tail = asyncio.get_running_loop().create_task(self._repeat([number]), name="tail")
 
     def _packet(
-        self, codec: RTCRtpCodecParameters, payload: bytes, timestamp: int, marker: bool
+        self,
+        codec: RTCRtpCodecParameters,
+        payload: bytes,
+        timestamp: int,
+        marker: bool,
+        captured: int | None = None,
     ) -> RtpPacket:
+        """captured: when, ns; None: now."""
         packet = RtpPacket(
             payload_type=codec.payloadType or 0,
             sequence_number=self._number,
@@ -216,7 +243,8 @@ class PacedSender(RTCRtpSender):
         self._number = (self._number + 1) & 0xFFFF
         self._packets += 1
         self._octets += len(payload)
-        self._stamp = (ntp.current_ntp_time(), packet.timestamp)
+        self._stamp = (packet.timestamp, self._clock.now() if captured is None else captured)
+        self._rate_hz = codec.clockRate
         return packet
 
     # ------------------------------------------------------------ what the far end says
@@ -245,7 +273,7 @@ class PacedSender(RTCRtpSender):
 
     def _send_keyframe(self) -> None:
         self._wants_keyframe = True
-        if isinstance(self.track, VideoOut):
+        if isinstance(self.track, VideoOut | SharedVideo):
             self.track.wake()
         super()._send_keyframe()
 
@@ -259,10 +287,10 @@ class PacedSender(RTCRtpSender):
         middle, sent = self._report
         if not lsr or lsr != middle:
             return None
-        return (LoopClock(asyncio.get_running_loop()).now() - sent) / MS - dlsr * 1000 / 65536
+        return (self._clock.now() - sent) / MS - dlsr * 1000 / 65536
 
     async def _repeat(self, numbers: list[int]) -> None:
-        now = LoopClock(asyncio.get_running_loop()).now()
+        now = self._clock.now()
         packets: list[RtpPacket] = []
         for number in numbers[:HISTORY]:
             packet, last = self._history.get(number, (None, 0))
@@ -292,10 +320,14 @@ class PacedSender(RTCRtpSender):
                     if not self._packets:
                         return  # no media yet: a report would map time to nothing
                     info = packet.sender_info
-                    info.ntp_timestamp, info.rtp_timestamp = self._stamp
+                    # the media time of this moment (RFC 3550 section 6.4.1), counted from when media was captured: what
+                    # the graph's and the encoder's work took is not in it, and differs between sound and picture
+                    now = self._clock.now()
+                    timestamp, captured = self._stamp
+                    info.ntp_timestamp = ntp.current_ntp_time()
+                    info.rtp_timestamp = (timestamp + (now - captured) * self._rate_hz // SECOND) & 0xFFFFFFFF
                     info.packet_count = self._packets & 0xFFFFFFFF
                     info.octet_count = self._octets & 0xFFFFFFFF
-                    now = LoopClock(asyncio.get_running_loop()).now()
                     self._report = (info.ntp_timestamp >> 16 & 0xFFFFFFFF, now)
         await super()._send_rtcp(packets)
 
@@ -306,16 +338,3 @@ class PacedSender(RTCRtpSender):
                 if entry.type == "outbound-rtp":
                     entry.packetsSent, entry.bytesSent = self._packets, self._octets
         return report
-
-
-def _encode(
-    encoder: VideoEncoder,
-    scaler: PictureScaler,
-    frame: VideoFrame,
-    shape: Shape,
-    pts: int,
-    keyframe: bool,
-    now: int,
-) -> tuple[bytes, bool]:
-    """On a worker thread."""
-    return encoder.encode(scaler(frame, shape.width, shape.height, pts), keyframe, now)

@@ -29,6 +29,7 @@ from .metrics import Metrics
 from .openapi import Route
 from .sessions import Sessions
 from .signalling import Signalling
+from .viewers import Viewers
 from .whip import Whip
 
 log = logging.getLogger(__name__)
@@ -125,13 +126,22 @@ class Server:
         self.desk = Desk(sessions, self.bus)
         self.tidier = Tidier(lambda: bool(self.desk.running()))
         self.desk.on_closed.append(lambda live: self.tidier.ended())
-        self.metrics = Metrics(self.desk, pools or dict, watchdog or LoopWatchdog())
+        self.viewers = Viewers(
+            sessions.clock,
+            sessions.make_peer,
+            sessions.limits.viewers,
+            sessions.limits.per_client,
+            lambda name: sum(s.caller.name == name for s in sessions.live.values()),
+        )
+        self.metrics = Metrics(self.desk, pools or dict, watchdog or LoopWatchdog(), self.viewers)
         self.access = access
-        self.budgets = sessions.budgets(uplink_bps, downlink_bps)
+        self.budgets = sessions.budgets(uplink_bps, downlink_bps, self.viewers.pictures)
         self._sharing: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
         api = Api(self.desk, self.metrics, lambda: self.not_ready, access)
-        api.routes += Signalling(sessions, ice).routes + Whip(sessions, ice).routes  # described with it
+        api.routes += (
+            Signalling(sessions, ice).routes + Whip(sessions, ice, self.desk, self.viewers).routes
+        )  # described with it
         self.routes = api.routes
         self._runner = web.AppRunner(
             make_app(host, access, sessions.clock, api.routes, self.metrics.refusals),
@@ -172,7 +182,8 @@ class Server:
         while True:
             await self.sessions.clock.sleep(LOOK)
             tokens.refresh()
-            void = [s for s in self.sessions.live.values() if not self.access.is_known(s.caller.name)]
+            all_live = [*self.sessions.live.values(), *self.viewers.live.values()]
+            void = [s for s in all_live if not self.access.is_known(s.caller.name)]
             await asyncio.gather(*(live.close("its token is no longer valid") for live in void))
 
     async def stop(self) -> None:
@@ -183,6 +194,7 @@ class Server:
             if task is not None:
                 task.cancel()
         self.bus.close()
+        await self.viewers.close_all()
         await self.desk.close_all()
         self.tidier.end()
         await self._runner.cleanup()

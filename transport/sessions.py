@@ -27,12 +27,13 @@ RETRY_S = "5"  # for who found the server full
 @dataclass(frozen=True, slots=True)
 class Limits:
     """total: sessions in all; per_client: from one address. resume: ns that a lost client may take to come
-    back. longest: ns that a session may last; 0: any time."""
+    back. longest: ns that a session may last; 0: any time. viewers: that watch sessions, in all."""
 
     total: int = 16
     per_client: int = 8
     resume: int = RESUME
     longest: int = 0
+    viewers: int = 64
 
 
 class Sessions:
@@ -55,7 +56,7 @@ class Sessions:
         self.live: dict[str, LiveSession] = {}
         self.opened: Callable[[LiveSession], None] = lambda live: None
         self.closed: Callable[[LiveSession], None] = lambda live: None
-        self._make_peer = make_peer
+        self.make_peer = make_peer
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
 
@@ -86,7 +87,7 @@ class Sessions:
             resume=self.limits.resume if resumable else 0,
             longest=min(filter(None, (self.limits.longest, caller.longest)), default=0),
             watches=watches,
-            make_peer=self._make_peer,
+            make_peer=self.make_peer,
         )
         self.live[live.id] = live
         try:
@@ -171,15 +172,20 @@ class Sessions:
             self.live.pop(live.id, None)
             self.closed(live)
 
-    def budgets(self, uplink_bps: int = 0, downlink_bps: int = 0) -> Budgets:
-        """What divides these links among the sessions; 0: no bound but each path."""
+    def budgets(
+        self,
+        uplink_bps: int = 0,
+        downlink_bps: int = 0,
+        viewers: Callable[[], list[Pictures]] = list,
+    ) -> Budgets:
+        """What divides these links among the sessions and viewers; 0: no bound but each path."""
 
         def seen() -> list[Pictures]:
             return [p for live in self.live.values() if (p := live.pictures()) is not None]
 
         return Budgets(
             UplinkBudget(lambda: [live.focus for live in self.live.values()], uplink_bps),
-            DownlinkBudget(seen, lambda: len(self.live) - len(seen()), downlink_bps),
+            DownlinkBudget(lambda: seen() + viewers(), lambda: len(self.live) - len(seen()), downlink_bps),
             self.clock,
         )
 

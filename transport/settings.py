@@ -39,7 +39,10 @@ class Settings(BaseModel):
         default=(), description="networks whose X-Forwarded-For is believed"
     )
     max_sessions: int = Field(default=16, ge=1, le=1000)
-    per_client: int = Field(default=8, ge=1, le=1000, description="sessions from one address")
+    per_client: int = Field(default=8, ge=1, le=1000, description="sessions, and viewers, from one address")
+    max_viewers: int = Field(
+        default=64, ge=0, le=10_000, description="who watch running sessions by WHEP, in all"
+    )
     longest: Duration = Field(default=0, ge=0, description="that a session may last; 0s: any time")
     resume: Duration = Field(
         default=RESUME, ge=0, le=600 * SECOND, description="that a lost client may be away"
@@ -106,7 +109,7 @@ class Settings(BaseModel):
         )
 
     def limits(self) -> Limits:
-        return Limits(self.max_sessions, self.per_client, self.resume, self.longest)
+        return Limits(self.max_sessions, self.per_client, self.resume, self.longest, self.max_viewers)
 
     def ice(self) -> Ice:
         """Raises: StageError."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Protocol, TypeVar
+
 from aiohttp import web
 
 from ..pipeline.clock import SECOND
@@ -12,8 +15,8 @@ from .body import text_of
 from .caller import Caller
 from .guard import caller_of
 from .ice import Ice
-from .live_session import LiveSession
 from .openapi import Route
+from .peer import Peer
 from .sessions import Sessions
 from .trickle import SDPFRAG, parse_fragment
 
@@ -55,12 +58,12 @@ class Signalling:
         return response
 
     async def patch(self, request: web.Request) -> web.Response:
-        live = find(self.sessions, request)
+        live = find(self.sessions.live, request)
         await trickle(live, request)
         return web.Response(status=204)
 
     async def reload(self, request: web.Request) -> web.Response:
-        live = find(self.sessions, request)
+        live = find(self.sessions.live, request)
         if live.resume:
             live.expect_reload()
         else:
@@ -75,7 +78,7 @@ class Signalling:
         return json_response({})
 
     async def stats(self, request: web.Request) -> web.Response:
-        return json_response(find(self.sessions, request, "view").stats())
+        return json_response(find(self.sessions.live, request, "view").stats())
 
     async def ice_servers(self, request: web.Request) -> web.Response:
         caller = caller_of(request)
@@ -84,16 +87,30 @@ class Signalling:
         return json_response({"iceServers": servers, "ttl_s": self.ice.ttl // SECOND})
 
 
-def find(sessions: Sessions, request: web.Request, *also: Scope) -> LiveSession:
-    """The session that the path names. Raises: HTTPNotFound, HTTPForbidden when it is another's."""
-    live = sessions.live.get(request.match_info["id"])
+class Connection(Protocol):
+    """A session, or one who watches."""
+
+    graph: str
+    caller: Caller
+
+    @property
+    def peer(self) -> Peer | None: ...
+    async def close(self, reason: str) -> None: ...
+
+
+C = TypeVar("C", bound=Connection)
+
+
+def find(live_ones: Mapping[str, C], request: web.Request, *also: Scope) -> C:
+    """The connection that the path names. Raises: HTTPNotFound, HTTPForbidden when it is another's."""
+    live = live_ones.get(request.match_info["id"])
     if live is None or live.graph != request.match_info.get("graph", live.graph):
         raise web.HTTPNotFound(text="there is no such session; it may have ended")
     check_owner(live, caller_of(request), *also)
     return live
 
 
-def check_owner(live: LiveSession, caller: Caller, *also: Scope) -> None:
+def check_owner(live: Connection, caller: Caller, *also: Scope) -> None:
     """Raises: HTTPForbidden when it is another token's and `caller` may not steer all."""
     if live.caller.name != caller.name and not caller.may("control", *also):
         raise web.HTTPForbidden(
@@ -101,7 +118,7 @@ def check_owner(live: LiveSession, caller: Caller, *also: Scope) -> None:
         )
 
 
-async def trickle(live: LiveSession, request: web.Request) -> None:
+async def trickle(live: Connection, request: web.Request) -> None:
     """Take a fragment. Raises: HTTPUnsupportedMediaType, HTTPPreconditionFailed, OfferError, RestartRefused."""
     peer = live.peer
     match = request.headers.get("If-Match")

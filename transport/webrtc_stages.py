@@ -16,11 +16,11 @@ from ..pipeline.clock import MS, SECOND
 from ..pipeline.frame import AudioFrame, EventFrame, Frame, Gap, PixelFormat, TokenFrame, VideoFrame
 from ..pipeline.stage import Control, Flush, In, Out, Outputs, Ports, Stage, StageError
 from ..pipeline.units import Audio, AudioFormat, Duration, Video, parse_rate
+from .audio_out import AUDIO_RATE
 from .datachannel import ControlChannel
 from .fit import AudioFit, VideoFit
 from .ingress import IngressTrack, Mailbox
 from .line import Line
-from .outgoing import AUDIO_RATE
 from .peer import Peer
 
 log = logging.getLogger(__name__)
@@ -223,8 +223,7 @@ class WebRtcOut(Stage):
     def process(self, port: str, frame: Frame, out: Outputs) -> Awaitable[None] | None:
         assert self.line is not None
         if isinstance(frame, VideoFrame):
-            if self.line.video_out is not None:
-                self.line.video_out.show(frame)
+            self.line.show(frame)
         elif isinstance(frame, AudioFrame):
             if self.line.audio_out is not None:
                 return self.line.audio_out.write(frame)

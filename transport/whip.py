@@ -1,7 +1,8 @@
 """WHIP (RFC 9725) and WHEP: sessions for OBS, FFmpeg, GStreamer and players, by plain SDP over HTTP.
 
 Both run a copy of the graph for the one client: a WHIP client sends its media into it, a WHEP client only
-receives. The answer holds all of our candidates, as section 4.3 asks; the client's may come later, by PATCH.
+receives. A WHEP client may also watch what runs already: a session by its id, or a graph that was started by command.
+The answer holds all of our candidates, as section 4.3 asks; the client's may come later, by PATCH.
 ICE restarts are refused with 422, as section 4.3 has it for those who support trickle only.
 """
 
@@ -9,24 +10,30 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from ..pipeline.stage import StageError
 from ..pipeline.tokens import Scope
 from .body import text_of
+from .desk import Desk
 from .guard import caller_of
 from .ice import Ice
+from .live_session import LiveSession
 from .openapi import Route
 from .sessions import Sessions
-from .signalling import find, trickle
+from .signalling import check_owner, find, trickle
 from .trickle import SDPFRAG
+from .viewers import Viewer, Viewers
 
 SDP = "application/sdp"
 
 
 class Whip:
-    """ice: what clients are told of STUN and TURN, as `Link` headers."""
+    """ice: what clients are told of STUN and TURN, as `Link` headers. desk, viewers: what can be watched, and who does."""
 
-    def __init__(self, sessions: Sessions, ice: Ice) -> None:
+    def __init__(self, sessions: Sessions, ice: Ice, desk: Desk, viewers: Viewers) -> None:
         self.sessions = sessions
         self.ice = ice
+        self.desk = desk
+        self.viewers = viewers
         self.routes: list[Route] = []
         kinds: dict[str, tuple[Scope, ...]] = {"whip": ("talk",), "whep": ("talk", "view")}
         for kind, scopes in kinds.items():
@@ -41,19 +48,49 @@ class Whip:
                       scopes=mine),
                 Route("DELETE", one, "End the session.", self.end, "", scopes=mine),
             ]  # fmt: skip
+        self.routes.append(
+            Route("POST", "/whep/{graph}/{id}", "WHEP: watch a session that runs.", self.watch, SDP, SDP,
+                  (404, 429, 503), 201, scopes=("talk", "view", "control"))
+        )  # fmt: skip
 
     async def create(self, request: web.Request) -> web.Response:
         kind = request.path.split("/")[1]
         graph, offer = request.match_info["graph"], await text_of(request, SDP)
+        runs = self.desk.headless.of(graph) if kind == "whep" else None
+        if runs is not None:
+            return self._created(request, kind, *await self.viewers.open(runs, offer, caller_of(request)))
         live, answer = await self.sessions.open(
             graph, offer, caller_of(request), resumable=False, watches=kind == "whep"
         )
+        return self._created(request, kind, live, answer)
+
+    async def watch(self, request: web.Request) -> web.Response:
+        graph, caller = request.match_info["graph"], caller_of(request)
+        try:
+            watched = self.desk.find(request.match_info["id"])
+        except StageError as e:
+            raise web.HTTPNotFound(text=str(e)) from e
+        if watched.graph != graph:
+            raise web.HTTPNotFound(text=f"that session runs graph {watched.graph!r}, not {graph[:64]!r}")
+        if isinstance(watched, LiveSession):
+            check_owner(watched, caller, "view")
+        viewer, answer = await self.viewers.open(watched, await text_of(request, SDP), caller)
+        return self._created(request, "whep", viewer, answer)
+
+    def _created(
+        self, request: web.Request, kind: str, live: LiveSession | Viewer, answer: str
+    ) -> web.Response:
         response = web.Response(status=201, text=answer, content_type=SDP)
         response.headers["Location"] = f"/{kind}/{live.graph}/{live.id}"
         if live.peer is not None:
             response.headers["ETag"] = live.peer.etag
         self._link(request, response)
         return response
+
+    def _find(self, request: web.Request) -> LiveSession | Viewer:
+        if request.path.startswith("/whep/") and request.match_info["id"] in self.viewers.live:
+            return find(self.viewers.live, request)
+        return find(self.sessions.live, request)
 
     async def options(self, request: web.Request) -> web.Response:
         response = web.Response(status=204, headers={"Accept-Post": SDP, "Accept-Patch": SDPFRAG})
@@ -66,12 +103,12 @@ class Whip:
             response.headers.add("Link", link)
 
     async def patch(self, request: web.Request) -> web.Response:
-        live = find(self.sessions, request)
+        live = self._find(request)
         if "If-Match" not in request.headers:
             raise web.HTTPPreconditionRequired(text="If-Match is missing; send the ETag of the answer")
         await trickle(live, request)
         return web.Response(status=204)
 
     async def end(self, request: web.Request) -> web.Response:
-        await find(self.sessions, request).close("the client ended it")
+        await self._find(request).close("the client ended it")
         return web.Response()

@@ -1,7 +1,7 @@
-"""Media on its way out: what the encoder of one connection asks for next.
+"""Sound on its way out.
 
-Video is always the newest picture. Generated sound is paced on our clock, 20 ms at a time, with silence in
-between; live sound leaves as it comes, and delay that a stall has left in it is taken out again.
+Generated sound is paced on our clock, 20 ms at a time, with silence in between; live sound leaves as it comes, and delay
+that a stall has left in it is taken out again.
 """
 
 from __future__ import annotations
@@ -20,105 +20,17 @@ from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
 from numpy.typing import NDArray
 
 from ..pipeline.clock import MS, SECOND, Clock
-from ..pipeline.frame import AudioFrame, VideoFrame
-from .encoders import VideoEncoder, make_video_encoder
-from .fit import to_av
+from ..pipeline.frame import AudioFrame
 from .playout import LONGEST_CUT, StandingDelay, cut_at_pitch
 from .speech_gap import CutWord, SpeechGap
 
-VIDEO_RATE = 90_000  # Hz, the RTP clock of all video payloads (RFC 3551 section 5)
 AUDIO_RATE = 48_000  # Hz, of Opus in RTP (RFC 7587 section 4.1)
 AUDIO_FRAME = 20 * MS
 SAMPLES = AUDIO_RATE * 20 // 1000
 FADE = AUDIO_RATE * 5 // 1000  # samples: a cut without a ramp clicks
 GRACE = 20 * MS  # that a live frame may come late before silence takes its place
 LIVE_MOST = 200 * MS  # of live sound that waits; older is dropped
-STILL = 0.1  # s without a new picture, then a keyframe is made of the last one
 BEHIND = 100 * MS  # a loop that stood still longer does not catch up: it would burst
-
-
-class VideoOut(MediaStreamTrack):
-    """Sends the newest picture; one that was not yet taken is replaced, never queued."""
-
-    kind = "video"
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._frame: VideoFrame | None = None
-        self._shown: VideoFrame | None = None
-        self._fresh = asyncio.Event()
-        self._origin: int | None = None
-        self._last = -1
-        self.fps = 30.0  # at which pictures come, smoothed
-        self._came: int | None = None
-        self.replaced = 0
-        self.sent = 0
-        self.skipped = 0  # by the sender, where the network carries less
-        self.limit_bps = 0  # that the far end has use for; 0: as much as the path carries
-        self.keyframe_gap = 0  # ns, the most between two; 0: only when asked for
-
-    def make_encoder(self, codec: str, bitrate_bps: int) -> VideoEncoder:
-        """Raises: ValueError."""
-        return make_video_encoder(codec, bitrate_bps)
-
-    def show(self, frame: VideoFrame) -> None:
-        if self._frame is not None:
-            self.replaced += 1
-        if self._came is not None and 0 < frame.pts - self._came < SECOND:
-            self.fps += 0.1 * (SECOND / (frame.pts - self._came) - self.fps)
-        self._came = frame.pts
-        self._frame = frame
-        self._fresh.set()
-
-    async def wait(self) -> None:
-        """Until there is a picture to take. Raises: MediaStreamError at the end."""
-        while self._frame is None:
-            if self.readyState != "live":
-                raise MediaStreamError
-            self._fresh.clear()
-            await self._fresh.wait()
-            if self._frame is None and self.readyState == "live":
-                return await self._woken()
-
-    async def _woken(self) -> None:
-        """Somebody asked for a keyframe while no picture is there: the last one serves, if it has to."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(STILL):
-                while self._frame is None and self.readyState == "live":
-                    self._fresh.clear()
-                    await self._fresh.wait()
-        if self._frame is None:
-            self._frame = self._shown
-        await self.wait()
-
-    def wake(self) -> None:
-        """The far end needs a picture soon, even if nothing moves."""
-        if self._frame is None:
-            self._fresh.set()
-
-    def take(self) -> tuple[VideoFrame, int]:
-        """The newest picture and its time, 1/90,000 s, always after the last. Only after `wait`."""
-        frame, self._frame = self._frame, None
-        assert frame is not None
-        self._shown = frame
-        if self._origin is None:
-            self._origin = frame.pts
-        self._last = max(self._last + 1, (frame.pts - self._origin) * VIDEO_RATE // SECOND)
-        self.sent += 1
-        return frame, self._last
-
-    async def recv(self) -> av.VideoFrame:
-        """The next picture, even-sized, at a timestamp after the last. Raises: MediaStreamError at the end."""
-        await self.wait()
-        frame, pts = self.take()
-        picture = to_av(frame)
-        picture.pts = pts
-        picture.time_base = Fraction(1, VIDEO_RATE)
-        return picture
-
-    def stop(self) -> None:
-        super().stop()
-        self._fresh.set()
 
 
 @dataclass(slots=True)
@@ -129,6 +41,7 @@ class _Chunk:
     pcm: NDArray[np.int16]
     utterance: int = 0
     text: str = ""
+    pts: int = 0  # of its first sample
 
 
 class AudioOut(MediaStreamTrack):
@@ -164,6 +77,10 @@ class AudioOut(MediaStreamTrack):
         self._cut = False  # held: what sounded has been faded out
         self.on_step: Callable[[int, int, NDArray[np.int16] | None, int, list[tuple[int, str]]], None] | None
         self.on_step = None  # see Playback.step
+        self.tap: Callable[[NDArray[np.int16], int | None], None] | None = (
+            None  # given each step and `captured`
+        )
+        self.captured: int | None = None  # when the first sample of the last step was, where sound is live
         self.flushed = 0  # samples thrown away by flushes
         self.shortened = 0  # samples of live sound taken out to catch up
         self.underruns = 0  # times that speech ran dry inside a frame
@@ -184,7 +101,7 @@ class AudioOut(MediaStreamTrack):
         if frame.text:
             utterance, text = frame.utterance, (text if utterance == frame.utterance else "") + frame.text
         if len(pcm):
-            self._chunks.append(_Chunk(frame.epoch, pcm, utterance, text))
+            self._chunks.append(_Chunk(frame.epoch, pcm, utterance, text, frame.pts))
             self._buffered += len(pcm)
             self._written.set()
             utterance, text = 0, ""
@@ -294,6 +211,7 @@ class AudioOut(MediaStreamTrack):
         """(SAMPLES, C): buffered sound, then silence."""
         if self.live:
             self._catch_up()
+            self.captured = self._chunks[0].pts if self._chunks else None
             taken = self._pop(SAMPLES)
         else:
             taken = self._speech()
@@ -307,6 +225,8 @@ class AudioOut(MediaStreamTrack):
         self.played += filled
         self._standing.left(self._buffered)
         self._taken.set()
+        if self.tap is not None:
+            self.tap(out, self.captured)
         if self.on_step is not None:
             said, self._said = self._said, []
             self.on_step(self.clock.now(), SAMPLES, out if out.any() else None, self.buffered, said)
@@ -334,16 +254,16 @@ class AudioOut(MediaStreamTrack):
         excess = self._standing.excess
         if not excess or self._buffered < SAMPLES + excess:
             return
-        epoch = self._chunks[0].epoch
+        epoch, pts = self._chunks[0].epoch, self._chunks[0].pts
         stretch = self._pop(SAMPLES + excess)
         shorter = cut_at_pitch(stretch[: SAMPLES + min(excess, LONGEST_CUT)], excess)
         if np.abs(stretch).max(initial=0) > 0 and excess > LONGEST_CUT:
             shorter = np.concatenate([shorter, stretch[SAMPLES + LONGEST_CUT :]])
         elif excess > LONGEST_CUT:
             shorter = stretch[excess:]
-        self._chunks.appendleft(_Chunk(epoch, shorter))
-        self._buffered += len(shorter)
         gone = len(stretch) - len(shorter)
+        self._chunks.appendleft(_Chunk(epoch, shorter, pts=pts + gone * SECOND // AUDIO_RATE))
+        self._buffered += len(shorter)
         self.shortened += gone
         self._standing.cut(gone)
 
@@ -364,6 +284,7 @@ class AudioOut(MediaStreamTrack):
                 self._word.played(part)
             if len(part) < len(chunk.pcm):
                 chunk.pcm = chunk.pcm[len(part) :]
+                chunk.pts += len(part) * SECOND // AUDIO_RATE
                 break
             self._chunks.popleft()
             if chunk.text:
