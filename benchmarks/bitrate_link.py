@@ -196,7 +196,7 @@ async def run(
     if equal:
         share = uplink_bps * 0.9 / len(clients)
         server.budgets.up.step = lambda now: [  # type: ignore[method-assign]
-            setattr(live.focus, "kbps", round(share / 1000)) for live in server.sessions.live.values()
+            setattr(live.focus.worth, "kbps", round(share / 1000)) for live in server.sessions.live.values()
         ]
     await server.start()
     lab = Netlab(server.url, network, clock, seed=seed, shared=True)

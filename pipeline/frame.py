@@ -58,10 +58,15 @@ class AudioFrame(Frame):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VideoFrame(Frame):
-    """One picture. `image`: uint8, (H, W, 3) for rgb24 or (H·3/2, W) for i420 (even sizes only)."""
+    """One picture. `image`: uint8, (H, W, 3) for rgb24 or (H·3/2, W) for i420 (even sizes only).
+
+    sharp: the box (x, y, width, height in shares of the picture) that its sender sent in full, when around it there is only
+    a coarse context; None: all of it is as it was sent.
+    """
 
     image: NDArray[np.uint8]
     format: PixelFormat = "rgb24"
+    sharp: tuple[float, float, float, float] | None = None
 
     @property
     def width(self) -> int:

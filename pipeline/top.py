@@ -74,13 +74,27 @@ def _session(session: dict[str, Any]) -> Table:
     return table
 
 
+WHY = {  # of a track's rate, as the allocator names it
+    "enough": "more would not help",
+    "budget": "the link's budget is spent",
+    "path": "its path carries no more",
+    "deadline": "its largest picture has to come in time",
+    "limit": "its limit",
+    "least": "its least",
+}
+
+
 def _focus(focus: dict[str, Any] | None) -> str:
     """What its sender was told: pictures a second, bits and why, where they go."""
     if not focus or focus["sender"] == "none":
         return ""
-    bits = f"{focus['kbps']} kb/s ({focus['why']})" if focus["kbps"] else "any rate"
     where = f", {focus['dqp']:.0f} steps by {focus['source']}" if focus["dqp"] else ""
-    return f"  sees {focus['fps']:g}/s, {bits}{where}"
+    tracks = focus.get("tracks") or []
+    bits = "; ".join(
+        f"{t['track']} {t['kbps']:.0f} kb/s for {t['expected']:.0%} right ({WHY.get(t['why'], t['why'])})"
+        for t in tracks
+    )
+    return f"  sees {focus['fps']:g}/s, {bits if bits and focus['kbps'] else 'any rate'}{where}"
 
 
 def _pools(pools: dict[str, Any]) -> Table:

@@ -26,6 +26,7 @@ from ..pipeline.stage import Context, Outputs, StageError
 from ..pipeline.units import Duration
 from .chat_client import ChatClient, Limits
 from .chat_history import ChatHistory
+from .close_up import close_up
 from .endpoint import check_reference, check_url, is_local, read_key
 from .endpoint_http import EndpointFailed
 from .question_rules import wish
@@ -149,7 +150,9 @@ class Remote:
         assert self._client is not None
         try:
             pictures = list(self._window)
-            images = await self.ctx.pool().call(_encode, pictures, self.options.side)
+            part = close_up(pictures[-1]) if pictures else None
+            shown = [*pictures, part] if part is not None else pictures
+            images = await self.ctx.pool().call(_encode, shown, self.options.side)
             await self._client.stream(self._request(text, pictures, images), say)
             breaker.succeeded()
             over = True
@@ -174,12 +177,15 @@ class Remote:
 
     def _request(self, text: str, pictures: list[VideoFrame], images: list[str]) -> dict[str, object]:
         content: list[dict[str, object]] = []
-        for frame, image in zip(pictures, images, strict=True):
+        for frame, image in zip(pictures, images, strict=False):
             ago = (pictures[-1].pts - frame.pts) / SECOND
             content.append(
                 {"type": "text", "text": f"{ago:.1f} seconds before the newest:" if ago else "Newest:"}
             )
             content.append({"type": "image_url", "image_url": {"url": image}})
+            if frame is pictures[-1] and len(images) > len(pictures):
+                content.append({"type": "text", "text": "What matters of it, in full:"})
+                content.append({"type": "image_url", "image_url": {"url": images[-1]}})
         content.append({"type": "text", "text": f"{self._notes()}{text}"})
         messages: list[Mapping[str, object]] = [*self._history.messages(self.options.system or _SYSTEM)]
         messages.append({"role": "user", "content": content})

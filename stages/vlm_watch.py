@@ -22,9 +22,10 @@ from ..models.decider import Decider
 from ..models.vlm_memory import Memory
 from ..models.vlm_session import Result, Say, Take, Talk, VlmSession, importance
 from ..pipeline.clock import MS, SECOND
-from ..pipeline.frame import Frame, TokenFrame
+from ..pipeline.frame import Frame, TokenFrame, VideoFrame
 from ..pipeline.rows import Demand, Row
 from ..pipeline.stage import Context, DeadlineMissed, Flushed, Outputs
+from .close_up import Box, close_up, placed
 from .importance import tell
 from .vlm_answers import Asked, Questions, Voice, tell_answered
 from .vlm_rows import VlmRows
@@ -81,6 +82,7 @@ class Watch:
         self._narrate, self._notes = narrate, notes
         self._memory = memory
         self._mail: tuple[Frame, Outputs] | None = None
+        self._newest: Frame | None = None  # that was taken in
         self._older: Frame | None = None  # waits with the mail, to be merged into it
         self._news = asyncio.Event()
         self._last = -(1 << 62)  # ns of the last picture taken
@@ -179,6 +181,7 @@ class Watch:
         except Flushed:
             return
         self.counts.seen += 1
+        self._newest = frame
         silence = result.silence
         if self._decider and silence is not None and self._decider.decide(silence, frame.pts):
             await self._speak_up(result.logits, frame, out)
@@ -213,6 +216,20 @@ class Watch:
 
     # ------------------------------------------------------------ answers
 
+    async def _look_closer(self) -> Box | None:
+        """Before an answer: what its sender sent sharp, as a picture of its own. → where that is; None when it is all."""
+        newest = self._newest
+        part = close_up(newest) if newest is not None else None
+        if newest is None or part is None:
+            return None
+        try:
+            image = await self.ctx.pool().call(self._to_tensor, part)
+            await self._run(Take(self.session, image=image, at=newest.pts), PICTURES)
+        except DeadlineMissed:
+            return None
+        assert isinstance(newest, VideoFrame)
+        return newest.sharp
+
     async def _reply(self, asked: Asked, out: Outputs) -> None:
         start, epoch, pts = self.ctx.clock.now(), asked.epoch, asked.frame.pts
         utterance = self._voice.begin()
@@ -231,12 +248,14 @@ class Watch:
             return
         ended = False
         try:
+            box = await self._look_closer()
             result = await self._question(talk, ids, WORDS, tap=True)
             self.ctx.emit("vlm_first_token", ms=(self.ctx.clock.now() - start) // MS)
             while True:
                 if result.looks is not None and talk.sight is not None:
                     grid, looked = importance(talk.sight, result.looks)
-                    where = tell(self.ctx, asked.frame, grid.numpy(), looked, "attention", epoch)
+                    weights = grid.numpy() if box is None else placed(grid.numpy(), box)
+                    where = tell(self.ctx, asked.frame, weights, looked, "attention", epoch)
                     out.post("importance", where)
                 if len(words) >= self.answer_tokens:
                     break

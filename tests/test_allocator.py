@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from penstock.transport.allocator import AUDIO_KBPS, LADDER, SHARE, Stream, allocate
+from penstock.transport.allocator import AUDIO_KBPS, LADDER, SHARE, Grant, Stream, allocate
 from penstock.transport.budgets import DownlinkBudget, Pictures, UplinkBudget, fair
 from penstock.transport.utility import Learner, accuracy
 
@@ -147,20 +148,35 @@ def test_down_sound_and_text_are_set_aside_before_pictures() -> None:
 
 
 def test_clients_that_cannot_be_told_are_set_aside() -> None:
-    granted: list[float] = []
+    given: list[float] = []
 
     class Told:
-        def stream(self, now: int) -> Stream | None:
-            return stream(q50=60)
+        def streams(self, now: int) -> list[Stream]:
+            return [stream(q50=60)]
 
-        def grant(self, grant: object) -> None:
-            granted.append(grant.kbps)  # type: ignore[attr-defined]
+        def grants(self, granted: Mapping[str, Grant]) -> None:
+            given.append(granted["a"].kbps)
 
     class Deaf(Told):
-        def stream(self, now: int) -> Stream | None:
-            return None
+        def streams(self, now: int) -> list[Stream]:
+            return []
 
     budget = UplinkBudget(lambda: [Told(), Deaf()], 1_000_000)
     budget.step(0)
     assert budget.unsteered == 1
-    assert granted[0] <= (1000 - 832) * SHARE + 0.1
+    assert given[0] <= (1000 - 832) * SHARE + 0.1
+
+
+def test_tracks_of_a_session_share_its_path_and_its_sound() -> None:
+    crop = stream("s/crop", 60, session="s", audio=True, path_kbps=200)
+    context = stream("s/context", 5, fps=1, session="s", audio=True, path_kbps=200, weight=0.15, least_kbps=4)
+    both = allocate([crop, context], math.inf)
+    total = sum(g.kbps for g in both.values())
+    assert total <= 200 * SHARE - AUDIO_KBPS + 0.1  # one path, one sound
+    assert both["s/context"].kbps >= 4
+    assert both["s/crop"].kbps > both["s/context"].kbps
+    alone = allocate([crop], math.inf)["s/crop"]
+    assert both["s/crop"].kbps <= alone.kbps
+    narrow = allocate([replace(crop, path_kbps=60), replace(context, path_kbps=60)], math.inf)
+    assert sum(g.kbps for g in narrow.values()) <= 60 * SHARE - AUDIO_KBPS + 0.1
+    assert {g.why for g in narrow.values()} & {"path", "deadline"}

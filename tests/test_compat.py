@@ -21,9 +21,11 @@ import av
 import numpy as np
 import pytest
 from aioice import Candidate
+from aiortc import RTCPeerConnection
 from aiortc.codecs import get_decoder
 from aiortc.rtcrtpparameters import RTCRtpCodecParameters
 from aiortc.rtcrtpreceiver import RTCRtpReceiver
+from client import until
 from penstock.pipeline.clock import MS, MonotonicClock
 from penstock.transport import _compat, stamped_socket, twcc
 from penstock.transport._compat import (
@@ -32,6 +34,7 @@ from penstock.transport._compat import (
     host_addresses,
 )
 from penstock.transport.checked_rtp import CheckedRtcpPacket, CheckedRtpPacket
+from penstock.transport.ice import Ice
 from penstock.transport.ingress import Decoded, IngressTrack, decode_loop, is_keyframe
 from penstock.transport.receiver import RtpReceiver
 
@@ -207,3 +210,27 @@ def test_audio_level_is_that_of_rfc_6465(amplitude: int):
     expected = -127 if amplitude == 0 else round(20 * math.log10(amplitude / 32767))
     assert audio_level_dbov(frame) == expected
     assert aiortc.rtp.compute_audio_level_dbov is audio_level_dbov
+
+
+def test_a_retransmission_is_routed_by_its_source_where_two_tracks_share_its_payload_type() -> None:
+    async def main() -> None:
+        _compat.install()
+        here, there = RTCPeerConnection(), RTCPeerConnection(Ice().ours())
+        for kind in ("audio", "video", "video"):
+            here.addTransceiver(kind, direction="sendonly")
+        await here.setLocalDescription(await here.createOffer())
+        await there.setRemoteDescription(here.localDescription)
+        await there.setLocalDescription(await there.createAnswer())
+        await here.setRemoteDescription(there.localDescription)
+        _, first, second = (t.receiver for t in there.getTransceivers())
+        assert first.transport is second.transport  # both on the one that is started
+        await until(lambda: len(first.transport._rtp_router.receivers) == 3, 20)
+        table = first.transport._rtp_router.ssrc_table
+        for receiver in (first, second):
+            rtx = list(receiver._rtx)  # type: ignore[attr-defined]
+            assert rtx
+            assert all(table[ssrc] is receiver for ssrc in rtx)
+        await here.close()
+        await there.close()
+
+    asyncio.run(main())

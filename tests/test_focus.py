@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import math
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +18,7 @@ from penstock.pipeline.compiler import compile_text
 from penstock.pipeline.frame import VideoFrame
 from penstock.pipeline.graph import Plan
 from penstock.pipeline.virtual_loop import run_virtual
+from penstock.transport.allocator import allocate
 from penstock.transport.attention import Attention, changed
 from penstock.transport.consumers import consumed_fps
 from penstock.transport.edge_sender import EdgeSender, fetch_of
@@ -386,3 +390,59 @@ def test_only_fetch_is_ours_of_the_text_messages() -> None:
     assert fetch_of('{"v":1,"type":"fetch","id":1}') is not None
     for other in ("", "[", '{"type":"text"}', "[1]", "[" * 5000):
         assert fetch_of(other) is None
+
+
+# ---------------------------------------------------------------- crop and context
+
+
+def test_a_client_that_crops_is_told_the_rates_of_both_tracks_and_taught_by_its_answers() -> None:
+    async def main(clock: LoopClock) -> None:
+        focus, wire = Focus("s", plan(), clock, lambda *a, **k: None, lambda: False), Wire()
+        focus.opened(wire)
+        whole = Caps(Roi.canvas, 1, crop=True, fetch=True, sent_kbps=120)
+        focus.receive(whole.pack())
+        (alone,) = focus.streams(clock.now())
+        assert (alone.key, alone.scale) == ("s/video", 1.0)
+        focus.receive(replace(whole, seq=2, cropping=True, dqp=24, sent_kbps=60, path_kbps=300).pack())
+        crop, context = focus.streams(clock.now())
+        assert (crop.key, context.key) == ("s/crop", "s/context")
+        assert crop.scale < alone.scale  # the same for fewer bits
+        assert context.fps == 1
+        focus.grants(allocate([crop, context], 150))
+        await asyncio.sleep(3)
+        rate = wire.kinds(Rate)[-1]
+        assert rate.kbps > rate.context_kbps > 0
+        assert rate.context_fps == 1
+        before = focus.worth.learner.q50
+        for _ in range(10):  # sure of what it reads, at 60 kb/s: less would do
+            focus.told("answered", {"kind": "text", "confidence": 0.97})
+        assert focus.worth.learner.answers == 10
+        assert focus.worth.learner.q50 < before
+        for wrong in (True, "sure", None, float("nan")):
+            focus.told("answered", {"kind": "text", "confidence": wrong})
+        assert focus.worth.learner.answers == 10
+        told = focus.stats()
+        assert [t["track"] for t in told["tracks"]] == ["crop", "context"]
+        assert told["cropping"]
+        json.dumps(told)
+        focus.receive(replace(whole, seq=3).pack())
+        focus.grants(allocate(focus.streams(clock.now()), 150))
+        await asyncio.sleep(3)
+        assert wire.kinds(Rate)[-1].context_fps == 0
+        focus.close()
+
+    on_loop(main)
+
+
+def test_one_that_watches_or_whose_path_is_the_limit_is_not_held_back() -> None:
+    async def main(clock: LoopClock) -> None:
+        focus, wire = Focus("s", plan(), clock, lambda *a, **k: None, lambda: True), Wire()
+        focus.opened(wire)
+        focus.receive(Caps(Roi.canvas, 1, path_kbps=100).pack())
+        focus.grants(allocate(focus.streams(clock.now()), math.inf))
+        assert focus.worth.grant is not None
+        assert focus.worth.grant.why == "path"
+        assert focus.worth.kbps == 0  # its own estimate knows better
+        focus.close()
+
+    on_loop(main)

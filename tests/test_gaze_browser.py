@@ -64,7 +64,7 @@ def test_a_browser_points_answers_fetch_and_holds_its_background(tmp_path: Path)
         page.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + box["height"] * 0.6, steps=4)
         page.mouse.up()
         assert wait("no LOOK", lambda f: f["source"] == "user")["dqp"] == 24
-        page.check("#gaze-on")
+        page.select_option("#gaze-way", "held")
         wait("the background is not held", lambda f: f["sender_dqp"] == 24)
         assert "you pointed there" in page.inner_text("#gaze-words")
         page.fill("#chat-line", "What does the sign say?")

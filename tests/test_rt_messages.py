@@ -44,6 +44,8 @@ def test_imp_comes_back(grid: Any, seq: int, at: int, ttl: int, source: Source) 
     [
         Rate(7, 300, 2.5, 2000),
         Caps(Roi.x264, 3, 123456, True, True, 3000, 640, 480, 9, 24),
+        Caps(Roi.canvas, 3, 123456, True, True, 3000, 640, 480, 9, 24, 300, 60, True),
+        Rate(7, 80, 2.0, 0, 12, 1.0),
         Still(4, 99, (0.25, 0.5, 0.25, 0.5), 160, 240, b"RIFF"),
         NoStill(4, "nothing is there"),
         Look(None, 0),

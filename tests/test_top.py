@@ -99,8 +99,16 @@ def test_an_empty_server_and_a_crowded_one_are_shown() -> None:
 
 
 def test_it_says_what_a_sender_was_told() -> None:
-    told = {"sender": "x264", "fps": 2.0, "kbps": 79, "why": "deadline", "dqp": 24.0, "source": "boxes"}
-    assert _focus(told) == "  sees 2/s, 79 kb/s (deadline), 24 steps by boxes"
+    track = {"track": "video", "kbps": 78.6, "expected": 0.91, "gain_per_kbps": 0.002, "why": "deadline"}
+    told = {
+        "sender": "x264", "fps": 2.0, "kbps": 79, "why": "deadline", "dqp": 24.0, "source": "boxes", "tracks": [track]
+    }  # fmt: skip
+    why = "its largest picture has to come in time"
+    assert _focus(told) == f"  sees 2/s, video 79 kb/s for 91% right ({why}), 24 steps by boxes"
+    context = track | {"track": "context", "kbps": 19.2, "why": "enough"}
+    assert "; context 19 kb/s for 91% right (more would not help)" in _focus(
+        told | {"tracks": [track, context]}
+    )
     assert _focus(told | {"kbps": 0, "dqp": 0.0}) == "  sees 2/s, any rate"
     assert _focus(told | {"sender": "none"}) == _focus(None) == ""
 

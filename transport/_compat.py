@@ -24,6 +24,7 @@ from aiortc.rtcrtpparameters import (
     RTCRtcpFeedback,
     RTCRtpCodecParameters,
     RTCRtpHeaderExtensionParameters,
+    RTCRtpReceiveParameters,
 )
 from aiortc.rtp import RtcpRtpfbPacket
 
@@ -155,6 +156,18 @@ class FeedbackPacket(RtcpRtpfbPacket):
         return packet
 
 
+_register_rtp_receiver = RTCDtlsTransport._register_rtp_receiver
+
+
+def register_rtp_receiver(self: RTCDtlsTransport, receiver: Any, parameters: RTCRtpReceiveParameters) -> None:
+    """As aiortc's own, which finds the receiver of a retransmission by payload type: two tracks of pictures have it in
+    common, and then it finds none."""
+    _register_rtp_receiver(self, receiver, parameters)
+    for encoding in parameters.encodings:
+        if encoding.rtx is not None:
+            self._rtp_router.ssrc_table[encoding.rtx.ssrc] = receiver
+
+
 def install() -> None:
     """Put ours in place, for all connections of this process. Idempotent."""
     aioice.ice.get_host_addresses = host_addresses
@@ -164,6 +177,7 @@ def install() -> None:
     aiortc.codecs.vpx.number_of_threads = encoder_threads
     aiortc.rtp.compute_audio_level_dbov = audio_level_dbov
     aiortc.rtcdtlstransport.RtpPacket = CheckedRtpPacket
+    RTCDtlsTransport._register_rtp_receiver = register_rtp_receiver
     aiortc.rtcdtlstransport.RtcpPacket = CheckedRtcpPacket
     aiortc.rtcpeerconnection.RTCRtpReceiver = RtpReceiver
     aiortc.rtcpeerconnection.RemoteStreamTrack = IngressTrack

@@ -28,7 +28,8 @@ PEAK = 3.0  # the largest picture against the mean: a keyframe, or a new scene
 @dataclass(frozen=True, slots=True)
 class Stream:
     """key: names it in the result. fps: what its consumer samples. path_kbps: what its own path carries. scale: what
-    regions save. deadline_s: within which its largest picture must have come. least, most: kb/s, by its owner."""
+    regions save. deadline_s: within which its largest picture must have come. least, most: kb/s, by its owner. session:
+    tracks of one share its path and its sound; "": it is alone."""
 
     key: str
     learner: Learner
@@ -41,6 +42,11 @@ class Stream:
     deadline_s: float = 1.0
     least_kbps: float = 0.0
     most_kbps: float = math.inf
+    session: str = ""
+
+    @property
+    def group(self) -> str:
+        return self.session or self.key
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,24 +63,31 @@ def allocate(
     streams: Sequence[Stream], capacity_kbps: float, *, epsilon: float = EPSILON
 ) -> dict[str, Grant]:
     """capacity_kbps: shared by all; inf where only each path limits."""
-    budget = max(0.0, capacity_kbps * SHARE - sum(AUDIO_KBPS for s in streams if s.audio))
+    sounds = {s.group for s in streams if s.audio}
+    budget = max(0.0, capacity_kbps * SHARE - AUDIO_KBPS * len(sounds))
+    # what each session's path has left for all its tracks together
+    paths: dict[str, float] = {}
+    for s in streams:
+        path = max(0.0, s.path_kbps * SHARE - (AUDIO_KBPS if s.group in sounds else 0.0))
+        paths[s.group] = min(path, paths.get(s.group, math.inf))
     rates: dict[str, float] = {}
     tops: dict[str, tuple[float, str]] = {}
     curves: dict[str, NDArray[np.float64]] = {}
+    groups = {s.key: s.group for s in streams}
     steps: list[tuple[float, str, float, float]] = []  # (slope, key, from, to)
     for s in streams:
-        tops[s.key] = _most(s)
+        tops[s.key] = _most(s, paths[s.group])
         top = tops[s.key][0]
-        least = min(s.least_kbps, top)
-        rates[s.key] = min(least, budget)
+        rates[s.key] = min(s.least_kbps, top, budget, paths[s.group])
         budget -= rates[s.key]
+        paths[s.group] -= rates[s.key]
         curve = curves[s.key] = _worth(s)
         usable = int(np.searchsorted(LADDER, top + 1e-9))
         for a, b in _hull(LADDER[:usable], curve[:usable]):
             steps.append(
                 (float((curve[b] - curve[a]) / (LADDER[b] - LADDER[a])), s.key, LADDER[a], LADDER[b])
             )
-    short: set[str] = set()
+    short: dict[str, str] = {}  # why the steps above must not be bought: without the one before they are none
     for slope, key, low, high in sorted(steps, key=lambda step: -step[0]):
         if slope < epsilon:
             break
@@ -83,19 +96,22 @@ def allocate(
             continue
         more = high - max(have, low)
         if have < low - 1e-9 or more > budget + 1e-9:
-            short.add(key)  # the steps above this one must not be bought without it
-            continue
-        rates[key] = high
-        budget -= more
+            short[key] = "budget"
+        elif more > paths[groups[key]] + 1e-9:
+            short[key] = "path"
+        else:
+            rates[key] = float(high)
+            budget -= more
+            paths[groups[key]] -= more
     return {
-        s.key: _explain(s, rates[s.key], tops[s.key], curves[s.key], s.key in short, epsilon) for s in streams
+        s.key: _explain(s, rates[s.key], tops[s.key], curves[s.key], short.get(s.key, ""), epsilon)
+        for s in streams
     }
 
 
-def _most(s: Stream) -> tuple[float, str]:
-    """The most that it may have, and what limits it."""
-    path = s.path_kbps * SHARE - (AUDIO_KBPS if s.audio else 0.0)
-    bounds = [(max(0.0, path), "path"), (s.most_kbps, "limit")]
+def _most(s: Stream, path_kbps: float) -> tuple[float, str]:
+    """The most that it may have, and what limits it. path_kbps: what is left of its path beside sound."""
+    bounds = [(path_kbps, "path"), (s.most_kbps, "limit")]
     if math.isfinite(s.path_kbps):
         # the largest picture, PEAK × rate ÷ fps, over the path within the deadline
         bounds.append((s.deadline_s * s.path_kbps * s.fps / PEAK, "deadline"))
@@ -129,7 +145,7 @@ def _explain(
     kbps: float,
     top: tuple[float, str],
     curve: NDArray[np.float64],
-    short: bool,
+    short: str,
     epsilon: float,
 ) -> Grant:
     at = int(np.searchsorted(LADDER, kbps + 1e-9)) - 1
@@ -140,7 +156,7 @@ def _explain(
     elif not short and LADDER[at + 1 + int(gains.argmax())] > top[0]:
         why = top[1]
     else:
-        why = "budget"
+        why = short or "budget"
     expected = (
         float(s.learner.curve(np.array([max(kbps, 1e-3) / max(s.fps, 0.01) / s.scale]))[0]) if kbps else 0.0
     )

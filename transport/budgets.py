@@ -7,7 +7,7 @@ priority; a picture that gets less is sent less often, then smaller (`picture_ra
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,8 +23,8 @@ LEAST_PICTURES_KBPS = 20.0
 class Sender(Protocol):
     """A session's `Focus`."""
 
-    def stream(self, now: int) -> Stream | None: ...
-    def grant(self, grant: Grant) -> None: ...
+    def streams(self, now: int) -> Sequence[Stream]: ...
+    def grants(self, granted: Mapping[str, Grant]) -> None: ...
 
 
 class UplinkBudget:
@@ -38,13 +38,13 @@ class UplinkBudget:
 
     def step(self, now: int) -> None:
         members = list(self.members())
-        told = [(m, stream) for m in members if (stream := m.stream(now)) is not None]
+        told = [(m, streams) for m in members if (streams := m.streams(now))]
         self.unsteered = len(members) - len(told)
         capacity = self.capacity_bps / 1000 if self.capacity_bps else math.inf
         capacity -= self.unsteered * (UNSTEERED_KBPS + AUDIO_KBPS)
-        self.granted = allocate([stream for _, stream in told], max(0.0, capacity))
-        for member, stream in told:
-            member.grant(self.granted[stream.key])
+        self.granted = allocate([s for _, streams in told for s in streams], max(0.0, capacity))
+        for member, streams in told:
+            member.grants({s.key: self.granted[s.key] for s in streams})
 
 
 @dataclass(frozen=True, slots=True)

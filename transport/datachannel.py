@@ -118,6 +118,7 @@ class ControlChannel:
         self.errors = 0
         self.dropped = 0  # messages that a slow far end lost
         self.every = 0  # ns between `stats`; 0: none wanted
+        self.more: Callable[[], Mapping[str, Any]] = dict  # figures beside the session's
         self._wanted = asyncio.Event()
         self._wire: Wire | None = None
         self._received: deque[int] = deque(maxlen=RATE)
@@ -260,7 +261,7 @@ class ControlChannel:
                 self._wanted.clear()
                 await self._wanted.wait()
                 continue
-            self.send("stats", **self.session.stats())
+            self.send("stats", **self.session.stats(), **self.more())
             await self.clock.sleep(self.every)
 
     def _set_every(self, every: int) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from .importance import Box, ImportanceMap, Source, clip_box
 from .ingress import Mailbox
 from .rt_messages import Caps, Fetch, Imp, Look, NoStill, Rate, Roi, Still, parse
 from .stills import decode_still
-from .utility import Learner
+from .worth import CONTEXT_FPS, Worth
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +37,6 @@ MAX_MESSAGES = 30  # a second, that are read
 MAX_PENDING = 8  # FETCHes under way
 FETCH_DEADLINE_MS = 1500
 FETCH_BYTES = 12_000
-ACTIVE = 60 * SECOND  # after a question, its client's pictures count in full
-SAVED = 0.45  # of the bits for the same, with regions at 12 steps and more (B90: 0.39 to 0.45)
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 EVENTS = frozenset({"importance", "fetch"})
 
@@ -68,7 +65,7 @@ class FocusFigures:
 class Focus:
     """send: puts one JSON message on the reliable channel. watched: does the client get pictures back?
 
-    Attributes: `kbps`, what the sender may use, 0 for all that the path carries; `stills`, VideoFrames that came.
+    Attributes: `worth`, what its bits are worth and what it may use; `stills`, VideoFrames that came.
     """
 
     def __init__(
@@ -84,9 +81,7 @@ class Focus:
         self.attention = Attention()
         self.figures = FocusFigures()
         self.caps: Caps | None = None
-        self.kbps = 0
-        self.granted: Grant | None = None
-        self.learner = Learner()
+        self.worth = Worth(name, plan)
         self.stills = Mailbox(4)
         self._plan = plan
         self._send = send
@@ -99,18 +94,16 @@ class Focus:
         self._map: ImportanceMap | None = None  # as it was last sent
         self._imp_at = self._rate_at = -(1 << 62)
         self._imp_seq = self._rate_seq = self._fetch_id = 0
-        self._rate = (0, 0.0)
+        self._rate: tuple[int, float, int] | None = None  # as it was last told
         self._pending: dict[int, asyncio.Future[Still]] = {}
         self._fetching: set[asyncio.Task[None]] = set()
-        self._asked_at: int | None = None
-        self._topic = ""
 
     # ------------------------------------------------------------ the graph's side
 
     def told(self, name: str, fields: Mapping[str, Any]) -> bool:
         """An event of the session; True when it was for us and for no one else."""
         if name == "answered":
-            self._answered(fields)
+            self.worth.answered(fields, self.caps, self.fps, self.clock.now())
         if name not in EVENTS:
             return False
         try:
@@ -123,49 +116,13 @@ class Focus:
             log.warning("%s: an event was not understood: %s", self.name, e)
         return True
 
-    def _answered(self, fields: Mapping[str, Any]) -> None:
-        """How sure the model was tells what the bits of its pictures were worth; an answer's kind, its topic."""
-        self._asked_at = self.clock.now()
-        if (topic := str(fields.get("kind", ""))) != self._topic:
-            self._topic = topic
-            self.learner.new_topic()
-        confidence = fields.get("confidence")
-        if isinstance(confidence, int | float) and self.caps is not None and self.caps.sent_kbps:
-            # as the curve is over bits without regions, so are the observations
-            self.learner.answered(self.caps.sent_kbps / self.fps / self._scale, float(confidence))
+    def streams(self, now: int) -> list[Stream]:
+        """What it asks of the budget, a stream for each track; none when its client cannot be told."""
+        return self.worth.streams(self.caps, self.fps, now) if self._channel is not None else []
 
-    def stream(self, now: int) -> Stream | None:
-        """What it asks of the budget; None when its client cannot be told."""
-        node = self._plan.find("webrtc.in")
-        if self.caps is None or self._channel is None or node is None:
-            return None
-        uplink: Any = getattr(node.options, "uplink")  # noqa: B009 - of webrtc.in, which imports us
-        asked = self._asked_at
-        return Stream(
-            key=self.name,
-            learner=self.learner,
-            fps=self.fps,
-            weight=uplink.priority,
-            # who was never asked anything watches all the time
-            active=asked is None or now - asked < ACTIVE,
-            audio=self._plan.uses_port(node.name, "audio"),
-            path_kbps=self.caps.path_kbps or math.inf,
-            scale=self._scale,
-            deadline_s=uplink.deadline / SECOND,
-            least_kbps=uplink.least / 1000,
-            most_kbps=uplink.most / 1000,
-        )
-
-    @property
-    def _scale(self) -> float:
-        """What the sender's regions save now."""
-        return SAVED if self.caps is not None and self.caps.dqp >= 12 else 1.0
-
-    def grant(self, grant: Grant) -> None:
+    def grants(self, granted: Mapping[str, Grant]) -> None:
         """Of the budget."""
-        self.granted = grant
-        # people who watch are not asked how sure they are: only the budget limits what they see
-        self.kbps = 0 if self._watched() and grant.why == "enough" else max(1, math.ceil(grant.kbps))
+        self.worth.grants(granted, self._watched())
 
     def _wanted(self, fields: Mapping[str, Any]) -> None:
         """A `fetch` event: box (left out: where attention is, else the whole picture), pts (left out: the newest)."""
@@ -225,7 +182,7 @@ class Focus:
     def opened(self, channel: Channel) -> None:
         """Its `penstock-rt` is open."""
         self._channel = channel
-        self._map, self._rate = None, (0, 0.0)
+        self._map = self._rate = None
         channel.on("message", self.receive)
         channel.on("close", lambda: self._gone(channel))
         if self._task is None:
@@ -324,12 +281,14 @@ class Focus:
         return consumed_fps(self._plan, self._watched()) or 30.0
 
     def _due_rate(self, now: int) -> Rate | None:
-        wanted = self.kbps, self.fps
+        cropping = self.caps is not None and self.caps.cropping
+        kbps, context = self.worth.kbps, self.worth.context_kbps if cropping else 0
+        wanted = kbps, self.fps, context
         if wanted == self._rate and now - self._rate_at < RATE_EVERY:
             return None
         self._rate, self._rate_at = wanted, now
         self._rate_seq += 1
-        return Rate(self._rate_seq, *wanted)
+        return Rate(self._rate_seq, kbps, self.fps, 0, context, CONTEXT_FPS if cropping else 0.0)
 
     # ------------------------------------------------------------ the end, and figures
 
@@ -347,19 +306,24 @@ class Focus:
         """docs/protocol.md, `transport.focus`."""
         now = self.clock.now()
         current = self.attention.current(now)
-        caps = self.caps
+        caps, granted = self.caps, self.worth.grant
         f = self.figures
         return {
             "source": current.source.name if current is not None else "none",
             "confidence": round(current.confidence, 2) if current is not None else 0.0,
             "dqp": round(current.dqp(now), 1) if current is not None else 0.0,
             "fps": round(self.fps, 2),
-            "kbps": self.kbps,
-            "why": self.granted.why if self.granted is not None else "free",
-            "expected": round(self.granted.accuracy, 2) if self.granted is not None else None,
-            "q50_kb": round(self.learner.q50, 1),
+            "kbps": self.worth.kbps,
+            "why": granted.why if granted is not None else "free",
+            "expected": round(granted.accuracy, 2) if granted is not None else None,
+            "tracks": self.worth.explained(),
+            "q50_kb": round(self.worth.learner.q50, 1),
+            "answers": self.worth.learner.answers,
             "sender": (caps.roi if caps is not None else Roi.none).name,
             "sender_dqp": caps.dqp if caps is not None else 0,
+            "sender_kbps": caps.sent_kbps if caps is not None else 0,
+            "path_kbps": caps.path_kbps if caps is not None else 0,
+            "cropping": caps is not None and caps.cropping,
             "imps": f.imps,
             "fetches": f.fetches,
             "stills": f.stills,

@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from aiortc import RTCConfiguration, RTCIceServer
+from aiortc import RTCBundlePolicy, RTCConfiguration, RTCIceServer
 
 from ..pipeline.clock import SECOND
 from ..pipeline.stage import StageError
@@ -70,7 +70,11 @@ class Ice:
 
     def ours(self) -> RTCConfiguration:
         """For our own connections. TURN is the client's to use: one relayed side is enough."""
-        return RTCConfiguration(iceServers=[RTCIceServer(url) for url in self.stun[:1]])
+        return RTCConfiguration(
+            iceServers=[RTCIceServer(url) for url in self.stun[:1]],
+            # else aiortc leaves a second section of one kind on a transport of its own when the far end bundles
+            bundlePolicy=RTCBundlePolicy.MAX_COMPAT,
+        )
 
 
 NO_ICE = Ice()

@@ -93,6 +93,8 @@ class LiveSession:
         self.line = Line(clock)
         self.parked_at = 0  # on the clock; 0: the client is here
         takes, self._gives = media_of(plan)
+        if "video" in takes:
+            takes |= {"crop"}
         self._takes = frozenset[str]() if watches else takes
         self._make_peer = make_peer
         self.session = factory(
@@ -105,6 +107,7 @@ class LiveSession:
         self.focus = Focus(
             session_id, plan, clock, self.channel.send, lambda: self.line.video_out is not None
         )
+        self.channel.more = lambda: {"focus": self.focus.stats()}
         self._live_audio = hears_live(plan)
         self._within = resume
         self._until = clock.now() + longest if longest else None

@@ -49,7 +49,8 @@ class PeerFactory(Protocol):
 
 
 class Peer:
-    """receive, send: the media kinds ("audio", "video") that the graph takes and gives; others are declined.
+    """receive, send: the media kinds ("audio", "video") that the graph takes and gives; others are declined. "crop" in
+    receive: a second video section, of a client with a data channel, is taken too (crop_track.py).
 
     Attributes: `tracks`, by kind, hold what the far end sends, after `accept`; `video_out` and `audio_out`
     what it asked for. `channels`, by label, are given the data channels that the far end opens, each label
@@ -81,6 +82,7 @@ class Peer:
         self._outs: dict[str, MediaStreamTrack] = {}
         self._receive = receive
         self._send = send
+        self._talks = False  # it offers data channels
         self._ended = asyncio.Event()
         self._closing: asyncio.Task[None] | None = None
         self._ice = ice
@@ -103,6 +105,7 @@ class Peer:
         """
         offer = check_offer(sdp)
         self._ufrags = {media.ice.usernameFragment or "" for media in offer.media if media.ice is not None}
+        self._talks = any(media.kind == "application" for media in offer.media)
         try:
             await self._pc.setRemoteDescription(RTCSessionDescription(sdp, "offer"))
             for transceiver in self._pc.getTransceivers():
@@ -143,7 +146,11 @@ class Peer:
         """Take and give each kind once, on the first section that offers it; decline the rest."""
         kind = transceiver.kind
         ours = _compat.offered(transceiver)
-        takes = kind in self._receive and kind not in self.tracks and ours in ("recvonly", "sendrecv")
+        sends = ours in ("recvonly", "sendrecv")
+        takes = kind in self._receive and kind not in self.tracks and sends
+        crop = kind == "video" and "video" in self.tracks and self._talks and sends
+        if crop and "crop" in self._receive and "crop" not in self.tracks:
+            kind, takes = "crop", True
         gives = kind in self._send and not self._sends(kind) and ours in ("sendonly", "sendrecv")
         if takes:
             track = self.tracks[kind] = cast("IngressTrack", transceiver.receiver.track)

@@ -27,6 +27,7 @@ MAX_TTL_MS = 60_000
 _HEAD = struct.Struct("!BB")
 _IMP = struct.Struct("!BBHIHBBBBBx")  # … seq, capture_ms, ttl_ms, confidence, dqp_max, columns, rows, source
 _RATE = struct.Struct("!BBHIHH")  # … seq, kbps, fps in 1/100, kf_gap_ms
+_CONTEXT = struct.Struct("!IH")  # of RATE, where there are two tracks: kbps, fps in 1/100
 _CAPS = struct.Struct(
     "!BBHIBBHHHHBII"
 )  # … seq, now_ms, roi, flags, ring_ms, width, height, imp_seq, dqp, path, sent
@@ -78,29 +79,31 @@ class Imp:
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """What the far end has use for. kbps 0: as much as the path carries. kf_gap_ms 0: keyframes only when asked for."""
+    """What the far end has use for. kbps 0: as much as the path carries. kf_gap_ms 0: keyframes only when asked for.
+    context_kbps, context_fps: of the context track, beside those of the crop; only for a sender that is cropping."""
 
     seq: int = 0
     kbps: int = 0
     fps: float = 30.0
     kf_gap_ms: int = 0
+    context_kbps: int = 0
+    context_fps: float = 0.0
 
     def pack(self) -> bytes:
-        hundredths = max(1, min(0xFFFF, round(self.fps * 100)))
-        return _RATE.pack(
-            VERSION,
-            Kind.RATE,
-            self.seq & 0xFFFF,
-            min(self.kbps, _U32),
-            hundredths,
+        data = _RATE.pack(
+            VERSION, Kind.RATE, self.seq & 0xFFFF, min(self.kbps, _U32), _hundredths(self.fps),
             min(self.kf_gap_ms, 0xFFFF),
-        )
+        )  # fmt: skip
+        if self.context_fps:
+            data += _CONTEXT.pack(min(self.context_kbps, _U32), _hundredths(self.context_fps))
+        return data
 
 
 @dataclass(frozen=True, slots=True)
 class Caps:
     """What the sender can do and what it does. now_ms: its clock. imp_seq, dqp: the map in force, 0 for uniform.
-    path_kbps: what it believes its path carries, 0 when it cannot tell. sent_kbps: of video, in the last second."""
+    path_kbps: what it believes its path carries, 0 when it cannot tell. sent_kbps: of video, in the last second. crop: can
+    send a crop and a context track in place of the whole picture; cropping: does so now."""
 
     roi: Roi = Roi.none
     seq: int = 0
@@ -114,10 +117,12 @@ class Caps:
     dqp: int = 0
     path_kbps: int = 0
     sent_kbps: int = 0
+    cropping: bool = False
 
     def pack(self) -> bytes:
+        flags = self.crop | self.fetch << 1 | self.cropping << 2
         return _CAPS.pack(
-            VERSION, Kind.CAPS, self.seq & 0xFFFF, self.now_ms & _U32, self.roi, self.crop | self.fetch << 1,
+            VERSION, Kind.CAPS, self.seq & 0xFFFF, self.now_ms & _U32, self.roi, flags,
             min(self.ring_ms, 0xFFFF), min(self.width, 0xFFFF), min(self.height, 0xFFFF), self.imp_seq & 0xFFFF,
             max(0, min(255, self.dqp)), min(self.path_kbps, _U32), min(self.sent_kbps, _U32),
         )  # fmt: skip
@@ -202,17 +207,28 @@ def _imp(data: bytes) -> Imp:
 
 
 def _rate(data: bytes) -> Rate:
-    _exact(data, _RATE, "RATE")
-    _, _, seq, kbps, hundredths, kf_gap_ms = _RATE.unpack(data)
-    if not 10 <= hundredths <= 12_000:
-        raise ValueError(f"RATE with fps {hundredths / 100}; 0.1 to 120 are taken")
-    return Rate(seq, kbps, hundredths / 100, kf_gap_ms)
+    if len(data) not in (_RATE.size, _RATE.size + _CONTEXT.size):
+        raise ValueError(f"RATE of {len(data)} bytes; it has {_RATE.size} or {_RATE.size + _CONTEXT.size}")
+    _, _, seq, kbps, fps, kf_gap_ms = _RATE.unpack_from(data)
+    context_kbps, context_fps = 0, 0
+    if len(data) > _RATE.size:
+        context_kbps, context_fps = _CONTEXT.unpack_from(data, _RATE.size)
+        _check_fps(context_fps)
+    return Rate(seq, kbps, _check_fps(fps), kf_gap_ms, context_kbps, context_fps / 100)
 
 
 def _caps(data: bytes) -> Caps:
     _exact(data, _CAPS, "CAPS")
     _, _, seq, now_ms, roi, flags, *rest = _CAPS.unpack(data)
-    return Caps(_member(Roi, roi, "CAPS"), seq, now_ms, bool(flags & 1), bool(flags & 2), *rest)
+    return Caps(
+        _member(Roi, roi, "CAPS"),
+        seq,
+        now_ms,
+        bool(flags & 1),
+        bool(flags & 2),
+        *rest,
+        cropping=bool(flags & 4),
+    )
 
 
 def _still(data: bytes) -> Still:
@@ -254,6 +270,16 @@ _READERS = {
     Kind.NO_STILL: _no_still,
     Kind.LOOK: _look,
 }
+
+
+def _hundredths(fps: float) -> int:
+    return max(1, min(0xFFFF, round(fps * 100)))
+
+
+def _check_fps(hundredths: int) -> float:
+    if not 10 <= hundredths <= 12_000:
+        raise ValueError(f"RATE with fps {hundredths / 100}; 0.1 to 120 are taken")
+    return hundredths / 100
 
 
 def _exact(data: bytes, form: struct.Struct, name: str) -> None:

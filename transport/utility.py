@@ -28,11 +28,13 @@ def accuracy(kb: Floats | float, q50: Floats | float, scale: float = 1.0) -> Flo
 
 
 class Learner:
-    """The posterior over one stream's q50: kb a picture at which half of what can be won is won."""
+    """The posterior over one stream's q50: kb a picture at which half of what can be won is won.
 
-    def __init__(self) -> None:
+    q50, spread: kb and log units, of what is believed before the first answer."""
+
+    def __init__(self, q50: float = PRIOR_Q50, spread: float = PRIOR_SPREAD) -> None:
         self.grid: Floats = np.exp(np.linspace(np.log(LEAST_Q50), np.log(MOST_Q50), POINTS))
-        prior = np.exp(-0.5 * ((np.log(self.grid) - np.log(PRIOR_Q50)) / PRIOR_SPREAD) ** 2)
+        prior = np.exp(-0.5 * ((np.log(self.grid) - np.log(q50)) / spread) ** 2)
         self._prior: Floats = prior / prior.sum()
         self.posterior: Floats = self._prior.copy()
         self.answers = 0

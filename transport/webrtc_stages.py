@@ -17,8 +17,9 @@ from ..pipeline.frame import AudioFrame, EventFrame, Frame, Gap, PixelFormat, To
 from ..pipeline.stage import Control, Flush, In, Out, Outputs, Ports, Stage, StageError
 from ..pipeline.units import Audio, AudioFormat, Duration, Video, parse_rate
 from .audio_out import AUDIO_RATE
+from .crop_track import Composer, Part, PartFit
 from .datachannel import ControlChannel
-from .fit import AudioFit, VideoFit
+from .fit import AudioFit
 from .ingress import IngressTrack, Mailbox
 from .line import Line
 from .peer import Peer
@@ -90,7 +91,8 @@ class WebRtcIn(Stage):
         if self.line is None:
             raise StageError(_NO_PEER.format("webrtc.in", "--in FILE"))
         options: WebRtcInOptions = self.options
-        self.line.fit("video", lambda: VideoFit(options.video, options.format))
+        self.line.fit("video", lambda: PartFit(options.video, options.format))
+        self.line.fit("crop", lambda: PartFit(options.video, options.format, only_crops=True))
         self.line.fit("audio", lambda: AudioFit(options.audio or AudioFormat(48_000)))
 
     async def run(self, out: Outputs) -> None:
@@ -106,20 +108,20 @@ class WebRtcIn(Stage):
 
     async def _media(self, tracks: Mapping[str, IngressTrack], out: Outputs) -> None:
         """What one peer sends, until it is gone or has ended its tracks."""
-        readers = {"video": self._video, "audio": self._audio}
+        options: WebRtcInOptions = self.options
+        composer = Composer(options.format, options.stale)
         async with asyncio.TaskGroup() as group:
             for kind, track in tracks.items():
-                group.create_task(
-                    _until_end(readers[kind](track, out)), name=f"{self.ctx.session}/{self.ctx.node}.{kind}"
-                )
+                reader = self._audio(track, out) if kind == "audio" else self._pictures(track, composer, out)
+                group.create_task(_until_end(reader), name=f"{self.ctx.session}/{self.ctx.node}.{kind}")
 
-    async def _video(self, track: IngressTrack, out: Outputs) -> None:
-        options: WebRtcInOptions = self.options
+    async def _pictures(self, track: IngressTrack, composer: Composer, out: Outputs) -> None:
+        """Of the camera's track, or of its crop's: both end in one."""
         while True:
-            media, image = _item(await track.recv())
-            pts = track.capture.at(media)
-            frame = VideoFrame(pts=pts, deadline=pts + options.stale, image=image, format=options.format)
-            await out.send("video", frame)
+            part: Part = _item(await track.recv())
+            frame = composer(part, track.capture.at(part.at))
+            if frame is not None:
+                await out.send("video", frame)
 
     async def _audio(self, track: IngressTrack, out: Outputs) -> None:
         options: WebRtcInOptions = self.options

@@ -212,6 +212,7 @@ const HANDLERS = {
   params({ node, values }) { params.update(node, values); },
   stats(message) {
     figures.show(message);
+    gaze.explain(message.focus);
     link?.received().then((received) => figures.page(received), () => {});
   },
   fetch(message) { gaze.fetch(message); },
@@ -321,7 +322,7 @@ $("leave").onclick = leave;
 $("mic").onclick = () => toggle("audio");
 $("cam").onclick = () => toggle("video");
 $("sound").onclick = () => toggle("sound");
-$("gaze-on").onchange = ({ target }) => { gaze.saving = target.checked; };
+$("gaze-way").onchange = ({ target }) => { gaze.way = target.value; };
 $("interrupt").onclick = interrupt;
 $("chat").onsubmit = (event) => { event.preventDefault(); say($("chat-line").value.trim()); $("chat-line").value = ""; };
 document.addEventListener("click", () => { const { paused, srcObject } = $("voice"); if (paused && srcObject) $("voice").play().catch(() => {}); });

@@ -1,62 +1,29 @@
 // Where the bits go: what the server looks at, and what this page sends because of it (docs/bitrate.md).
 //
-// A browser cannot tell its encoder of regions. So: a still of the last seconds on demand, the rate that is of use, and
-// (the switch) a background that is held still at an eighth of its size, which costs next to nothing.
+// A browser cannot tell its encoder of regions. So: a still of the last seconds on demand, the rate that is of use, and, as the
+// user chooses, in place of the whole picture what matters as a track of its own beside a small context, or a background
+// that is held still (sent.js).
 
-const VERSION = 1;
-const IMP = 1, RATE = 2, CAPS = 3, STILL = 4, NO_STILL = 5, LOOK = 6;
-const COLUMNS = 16, ROWS = 9;
+import { CAPS, COLUMNS, LOOK, NO_STILL, ROWS, STILL, VERSION, boxOf, read, stepsOf } from "./importance.js";
+import { Cropped, Held } from "./sent.js";
+
 const CANVAS = 3; // our kind of regions, of CAPS
 const CAPS_MS = 1000;
 const RING_MS = 3000, RING_EVERY_MS = 500;
-const HALF_LIFE_MS = 3000;
-const STEPS = [[0.8, 24], [0.6, 12], [0.4, 6]]; // confidence → steps of the quantiser, as every sender does
-const HELD_FROM = 6; // steps from which on the background is held
-const HELD_MS = 2000, HELD_SCALE = 8;
+const SENT_FROM = 6; // steps from which on something else than the whole picture is sent
+const CONTEXT = { kbps: 12, fps: 1 }; // until the server says otherwise
 const QUALITIES = [0.8, 0.6, 0.4, 0.25, 0.1];
 const LOOK_MS = 20000;
-const TAP = { w: 3 / COLUMNS, h: 3 / ROWS };
 const FETCHES = 4; // under way
 const NAMES = ["you pointed there", "the model named it", "the model attends to it", "a detector found it"];
 
+const WHY = {
+  enough: "more would not help", budget: "the link is shared", path: "the path carries no more",
+  deadline: "the largest picture has to come in time", limit: "its limit", least: "its least",
+};
+
 const now = () => Math.floor(performance.now());
 const share = (value) => Math.round(Math.min(1, Math.max(0, value)) * 65535);
-
-/** The box around what a drag or a tap means, inside the picture; in shares of it. */
-export function boxOf(from, to) {
-  const tapped = Math.abs(from.x - to.x) < 0.02 && Math.abs(from.y - to.y) < 0.02;
-  const left = tapped ? from.x - TAP.w / 2 : Math.min(from.x, to.x);
-  const top = tapped ? from.y - TAP.h / 2 : Math.min(from.y, to.y);
-  const w = tapped ? TAP.w : Math.abs(from.x - to.x);
-  const h = tapped ? TAP.h : Math.abs(from.y - to.y);
-  const x = Math.min(Math.max(0, left), 1), y = Math.min(Math.max(0, top), 1);
-  return { x, y, w: Math.min(left + w, 1) - x, h: Math.min(top + h, 1) - y };
-}
-
-/** Reads an IMP or RATE; null for anything else. */
-export function read(buffer) {
-  const view = new DataView(buffer);
-  if (view.byteLength < 4 || view.getUint8(0) !== VERSION) return null;
-  const kind = view.getUint8(1), seq = view.getUint16(2);
-  if (kind === RATE && view.byteLength === 12) {
-    return { kind: "rate", seq, kbps: view.getUint32(4), fps: view.getUint16(8) / 100 };
-  }
-  if (kind !== IMP || view.byteLength !== 16 + COLUMNS * ROWS) return null;
-  if (view.getUint8(12) !== COLUMNS || view.getUint8(13) !== ROWS || view.getUint8(14) > 3) return null;
-  return {
-    kind: "imp", seq, ttl: view.getUint16(8), confidence: view.getUint8(10) / 255, most: view.getUint8(11),
-    source: view.getUint8(14), grid: new Uint8Array(buffer.slice(16)), at: performance.now(),
-  };
-}
-
-/** Steps of the quantiser that a map is worth at a time. */
-export function stepsOf(map, at) {
-  if (!map) return 0;
-  const dared = STEPS.find(([least]) => map.confidence >= least - 0.003)?.[1] ?? 0;
-  const stale = Math.max(0, at - map.at - map.ttl);
-  const steps = Math.min(dared, map.most) * 0.5 ** (stale / HALF_LIFE_MS);
-  return steps >= 1.5 && map.grid.some((v) => v !== map.grid[0]) ? steps : 0;
-}
 
 export class Gaze {
   #link = null;
@@ -66,11 +33,10 @@ export class Gaze {
   #ring = [];
   #fetching = 0;
   #seq = 0;
-  #canvas = document.createElement("canvas");
-  #small = document.createElement("canvas");
-  #heldAt = 0;
   #raw = null;
-  #made = null; // the canvas' track while it is sent
+  #sent = null; // Cropped or Held, while it is sent in place of the camera's picture
+  #flow = null; // what leaves: kb/s of each track, and of the path
+  #granted = []; // by the server, of each track: kbps, expected, why
   #timers = [];
   #overlay;
   #words;
@@ -82,7 +48,8 @@ export class Gaze {
     this.#overlay = overlay;
     this.picture = picture;
     this.#words = words;
-    this.saving = false;
+    this.way = "whole"; // or "crop", "held"
+    this.worker = true; // false: never cut frames in a worker
     this.stills = 0;
     this.#camera.muted = true;
     this.#camera.playsInline = true;
@@ -98,9 +65,11 @@ export class Gaze {
   attach(link) {
     this.#timers.forEach(clearInterval);
     this.#timers = [];
-    this.#map = this.#rate = null;
+    this.#map = this.#rate = this.#flow = null;
+    this.#sent?.stop();
+    this.#sent = null;
     this.#link = link;
-    if (!link) { this.#stopMade(); this.#paint(); return; }
+    if (!link) { this.#paint(); return; }
     const channel = link.realtime;
     channel.binaryType = "arraybuffer";
     channel.onmessage = ({ data }) => { if (link === this.#link && data instanceof ArrayBuffer) this.#heard(read(data)); };
@@ -113,14 +82,19 @@ export class Gaze {
 
   /** The camera's track, or null. Returns what to send. */
   source(track) {
-    if (track === this.#raw) return this.#made ?? track;
+    if (track === this.#raw) return this.#track ?? track;
     this.#raw = track;
     this.#forget();
-    this.#stopMade();
+    this.#stop();
     this.#camera.srcObject = track ? new MediaStream([track]) : null;
     if (track) this.#camera.play().catch(() => {});
     return track;
   }
+
+  /** On the camera's line, while it is not the camera itself. */
+  get #track() { return this.#sent instanceof Cropped ? this.#sent.tracks.context : this.#sent?.track ?? null; }
+
+  get cropping() { return this.#sent instanceof Cropped; }
 
   /** The user points at a box {x, y, w, h} in shares of the picture, or (null) no longer. */
   look(box) {
@@ -180,18 +154,34 @@ export class Gaze {
     if (message.kind === "imp") this.#map = message;
     else {
       this.#rate = message;
-      this.#link?.tune({ kbps: message.kbps, fps: message.fps });
+      this.#tune();
     }
   }
 
-  #tell(channel) {
+  /** `focus` of the server's figures. */
+  explain(focus) { this.#granted = focus?.kbps ? focus.tracks : []; }
+
+  #tune() {
+    const { kbps = 0, fps = 30, context } = this.#rate ?? {};
+    if (!this.cropping) { this.#link?.tune("video", { kbps, fps }); return; }
+    const rest = context ?? CONTEXT;
+    this.#link?.tune("video", rest);
+    // before the server divides them, both are to fit into what it gave the whole picture
+    this.#link?.tune("crop", { kbps: context || !kbps ? kbps : Math.max(kbps - rest.kbps, Math.ceil(kbps / 2)), fps });
+  }
+
+  async #tell(channel) {
     if (channel.readyState !== "open") return;
+    this.#flow = (await this.#link?.sending().catch(() => null)) ?? null;
+    if (channel.readyState !== "open" || !this.#link) return;
     const view = new DataView(new ArrayBuffer(27));
     const { videoWidth: width, videoHeight: height } = this.#camera;
     view.setUint8(0, VERSION); view.setUint8(1, CAPS); view.setUint16(2, ++this.#seq & 0xffff);
-    view.setUint32(4, now() >>> 0); view.setUint8(8, CANVAS); view.setUint8(9, this.#raw ? 2 : 0);
+    view.setUint32(4, now() >>> 0); view.setUint8(8, CANVAS);
+    view.setUint8(9, (this.#link.crops ? 1 : 0) | (this.#raw ? 2 : 0) | (this.cropping ? 4 : 0));
     view.setUint16(10, RING_MS); view.setUint16(12, width); view.setUint16(14, height);
-    view.setUint16(16, this.#map?.seq ?? 0); view.setUint8(18, this.#made ? Math.round(stepsOf(this.#map, performance.now())) : 0);
+    view.setUint16(16, this.#map?.seq ?? 0); view.setUint8(18, this.#sent ? Math.round(stepsOf(this.#map, performance.now())) : 0);
+    view.setUint32(19, this.#flow?.path_kbps ?? 0); view.setUint32(23, this.#flow?.kbps ?? 0);
     channel.send(view.buffer);
   }
 
@@ -214,57 +204,38 @@ export class Gaze {
     this.#ring.splice(0).forEach(({ picture }) => picture.close());
   }
 
-  // -------------------------------------------------- the background, held
+  // -------------------------------------------------- what is sent in place of the whole picture
 
   #choose() {
-    const wanted = this.saving && this.#raw && stepsOf(this.#map, performance.now()) >= HELD_FROM;
-    if (wanted && !this.#made) this.#startMade();
-    if (!wanted && this.#made) { this.#stopMade(); this.#link?.replace("video", this.#raw); }
-  }
-
-  #startMade() {
-    const { videoWidth: width, videoHeight: height } = this.#camera;
-    if (!width) return;
-    this.#canvas.width = width; this.#canvas.height = height;
-    this.#small.width = Math.ceil(width / HELD_SCALE); this.#small.height = Math.ceil(height / HELD_SCALE);
-    this.#heldAt = -Infinity;
-    const stream = this.#canvas.captureStream(0);
-    [this.#made] = stream.getVideoTracks();
-    this.#made.contentHint = "text"; // fewer pictures before blurred ones
-    this.#draw();
-    this.#link?.replace("video", this.#made);
-  }
-
-  #draw() {
-    if (!this.#made || !this.#map) return;
-    const pen = this.#canvas.getContext("2d", { alpha: false }), at = performance.now();
-    const { width, height } = this.#canvas;
-    if (at - this.#heldAt > HELD_MS) {
-      this.#heldAt = at;
-      this.#small.getContext("2d", { alpha: false }).drawImage(this.#camera, 0, 0, this.#small.width, this.#small.height);
-    }
-    pen.drawImage(this.#small, 0, 0, width, height);
-    const grid = this.#map.grid, top = Math.max(...grid);
-    const cell = { w: width / COLUMNS, h: height / ROWS };
-    for (let row = 0; row < ROWS; row++) {
-      for (let from = 0; from < COLUMNS; from++) {
-        let to = from; // neighbours in a row are drawn at once
-        while (to < COLUMNS && grid[row * COLUMNS + to] * 2 >= top) to++;
-        if (to === from) continue;
-        const x = Math.floor(from * cell.w), y = Math.floor(row * cell.h);
-        const w = Math.ceil(to * cell.w) - x, h = Math.ceil((row + 1) * cell.h) - y;
-        pen.drawImage(this.#camera, x, y, w, h, x, y, w, h);
-        from = to;
+    const map = this.#map;
+    let way = this.#raw && stepsOf(map, performance.now()) >= SENT_FROM ? this.way : "whole";
+    if (way === "crop" && !this.#link?.crops) way = "held"; // a server that takes one track only
+    const cells = way === "crop" ? Cropped.choose(this.cropping ? this.#sent.cells : null, map, this.#camera) : null;
+    if (way === "crop" && !cells) way = "whole"; // nearly all of it matters
+    const have = this.cropping ? "crop" : this.#sent ? "held" : "whole";
+    if (way !== have) {
+      this.#stop();
+      if (way === "crop") {
+        this.#sent = new Cropped({ camera: this.#camera, raw: this.#raw, worker: this.worker, changed: () => this.#put() });
+        this.#sent.set(cells, this.#rate?.fps || 10);
+      } else if (way === "held" && this.#camera.videoWidth) {
+        this.#sent = new Held(this.#camera, () => ({ map: this.#map, fps: this.#rate?.fps }));
       }
+      this.#put();
     }
-    this.#made.requestFrame?.();
-    const fps = Math.min(30, this.#rate?.fps || 30);
-    setTimeout(() => this.#draw(), 1000 / fps);
+    if (way === "crop") this.#sent.set(cells, this.#rate?.fps || 10);
   }
 
-  #stopMade() {
-    this.#made?.stop();
-    this.#made = null;
+  /** Our tracks, or the camera's, onto the connection. */
+  #put() {
+    this.#link?.replace("crop", this.cropping ? this.#sent.tracks.crop : null);
+    this.#link?.replace("video", this.#track ?? this.#raw);
+    this.#tune();
+  }
+
+  #stop() {
+    this.#sent?.stop();
+    this.#sent = null;
   }
 
   // -------------------------------------------------- the overlay, and pointing
@@ -318,6 +289,14 @@ export class Gaze {
       });
       pen.globalAlpha = 1;
     }
+    if (this.cropping) {
+      const { x, y, w, h } = this.#sent.cells;
+      pen.strokeStyle = "#52cbd6";
+      pen.lineWidth = 2;
+      pen.setLineDash([6, 4]);
+      pen.strokeRect(place.x + (x * place.w) / COLUMNS, place.y + (y * place.h) / ROWS, (w * place.w) / COLUMNS, (h * place.h) / ROWS);
+      pen.setLineDash([]);
+    }
     if (this.#drawn) {
       pen.strokeStyle = "#7fe3ec";
       pen.lineWidth = 2;
@@ -326,8 +305,19 @@ export class Gaze {
     }
     const rate = this.#rate ? ` It looks at ${this.#rate.fps >= 10 ? Math.round(this.#rate.fps) : this.#rate.fps} pictures a second.` : "";
     this.#words.textContent = steps
-      ? `The bits go where it is tinted: ${NAMES[this.#map.source]}.${this.#made ? " The rest is held still." : ""}${rate}`
+      ? `The bits go where it is tinted: ${NAMES[this.#map.source]}.${this.#what()}${rate}`
       : `Tap the picture, or draw a box, to say what matters.${rate}`;
+  }
+
+  /** The words for it; `data-way` says the same for who reads the page by program. */
+  #what() {
+    this.#words.dataset.way = this.cropping ? `crop by ${this.#sent.way}` : this.#sent ? "held" : "whole";
+    const { crop_kbps: crop = 0, video_kbps: rest = 0 } = this.#flow ?? {};
+    const granted = this.#granted.map(({ track, kbps: given, expected, why }) =>
+      `${track} ${Math.round(given)} kb/s, ${Math.round(expected * 100)} % right expected, ${WHY[why] ?? why}`);
+    const told = granted.length ? ` Granted: ${granted.join("; ")}.` : "";
+    if (this.cropping) return ` Inside the frame ${crop} kb/s, all around it once a second ${rest} kb/s.${told}`;
+    return `${this.#sent ? " The rest is held still." : ""}${rest ? ` ${rest} kb/s leave.` : ""}${told}`;
   }
 }
 

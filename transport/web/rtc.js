@@ -80,6 +80,9 @@ export class Link {
   #candidates = [];
   #flushing = 0;
   #shaky = 0;
+  #crop = null;
+  #sent = new Map(); // bytes and time of each outbound stream
+
 
   constructor({ token, servers = [], on }) {
     this.#token = token;
@@ -102,6 +105,11 @@ export class Link {
     };
   }
 
+  /** Does the server take a crop beside the camera's line? */
+  get crops() {
+    return this.#crop?.currentDirection === "sendonly";
+  }
+
   get live() {
     return !this.#closed && this.#channel.readyState === "open";
   }
@@ -115,6 +123,9 @@ export class Link {
       const wanted = track ?? kind;
       this.#senders[kind] = this.#pc.addTransceiver(wanted, { direction: "sendrecv" }).sender;
     }
+    // for what matters in the picture, beside a small context on the first: without a track it costs nothing
+    this.#crop = this.#pc.addTransceiver("video", { direction: "sendonly" });
+    this.#senders.crop = this.#crop.sender;
     await this.#pc.setLocalDescription(await this.#pc.createOffer());
     const body = {
       sdp: this.#pc.localDescription.sdp, type: "offer", ...(graph && { graph }),
@@ -150,9 +161,9 @@ export class Link {
     if (this.#channel.readyState === "open") this.#channel.send(buffer);
   }
 
-  /** Bound what the camera sends; 0 kbps: as the path allows. */
-  async tune({ kbps, fps }) {
-    const sender = this.#senders.video;
+  /** Bound what a line of pictures ("video", "crop") sends; 0 kbps: as the path allows. */
+  async tune(line, { kbps, fps }) {
+    const sender = this.#senders[line];
     const parameters = sender?.getParameters();
     if (!parameters?.encodings?.length) return;
     const [first] = parameters.encodings;
@@ -160,6 +171,23 @@ export class Link {
     else delete first.maxBitrate;
     first.maxFramerate = Math.max(1, Math.round(fps));
     await sender.setParameters(parameters).catch(() => {}); // between two offers it cannot be set: the next RATE will
+  }
+
+  /** What leaves: {kbps, video_kbps, crop_kbps} since the last call, and path_kbps, what the browser believes there is. */
+  async sending() {
+    const figures = { kbps: 0, video_kbps: 0, crop_kbps: 0, path_kbps: 0 };
+    for (const entry of (await this.#pc.getStats()).values()) {
+      if (entry.type === "candidate-pair" && entry.nominated && entry.availableOutgoingBitrate) {
+        figures.path_kbps = Math.round(entry.availableOutgoingBitrate / 1000);
+      }
+      if (entry.type !== "outbound-rtp" || entry.kind !== "video") continue;
+      const { bytes = entry.bytesSent, at = entry.timestamp } = this.#sent.get(entry.id) ?? {};
+      this.#sent.set(entry.id, { bytes: entry.bytesSent, at: entry.timestamp });
+      const kbps = entry.timestamp > at ? Math.round(((entry.bytesSent - bytes) * 8) / (entry.timestamp - at)) : 0;
+      figures[entry.mid === this.#crop?.mid ? "crop_kbps" : "video_kbps"] += kbps;
+      figures.kbps += kbps;
+    }
+    return figures;
   }
 
   /** The server says why it is about to close. */
