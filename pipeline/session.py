@@ -113,7 +113,8 @@ class Session:
         try:
             await runner.setup()
         except StageError as e:
-            raise StageError(f"node {runner.node!r}: {e}") from e
+            name = f"node {runner.node!r}: "  # some stages say it themselves
+            raise StageError(name + str(e).removeprefix(name)) from e
 
     async def wait(self) -> None:
         """Until the session has ended and given everything back."""

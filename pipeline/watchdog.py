@@ -1,7 +1,8 @@
 """Two watchdogs: one names the stage that blocks the event loop, one ends calls that never return.
 
 A blocked loop stops every session of the process, and nothing inside it can say so: a thread looks from
-outside. A stage that awaits something that never comes only freezes itself: the session restarts it.
+outside. A loop that is late because the machine is too busy blames nobody: the kernel says how long a thread waited
+for a processor. A stage that awaits something that never comes only freezes itself: the session restarts it.
 """
 
 from __future__ import annotations
@@ -20,16 +21,19 @@ log = logging.getLogger(__name__)
 
 BEAT = 50 * MS  # how often the loop shows that it lives
 LAG = 250 * MS  # longer than this without a beat is told
+NOBODY = ("select", "poll")  # where a loop stands that waits for its turn
 
 
 class LoopWatchdog:
-    """Watches the running loop from a thread. Counts the blocks; logs each once, with the stage's name.
+    """Watches the running loop from a thread. Counts the blocks; logs each once, with the stage's
+    name.
 
     Reads the real clock: it must see what the loop's own clock cannot.
     """
 
     def __init__(self, lag: int = LAG) -> None:
         self.blocks = 0
+        self.starved = 0  # times the loop was late and nothing on it was to blame
         self.longest = 0  # ns
         self.lag = 0  # ns: how late the last beat was
         self.last = ""  # "s-1/asr in …/asr.py:120 decode", the last culprit
@@ -40,10 +44,14 @@ class LoopWatchdog:
         self._thread: threading.Thread | None = None
         self._handle: asyncio.TimerHandle | None = None
         self._loop_thread = 0
+        self._native = 0
+        self._seen = 0  # the beat at which `_waited` was read
+        self._waited = 0
 
     def start(self) -> None:
         """Watch the running loop until `stop`."""
         self._loop_thread = threading.get_ident()
+        self._native = threading.get_native_id()
         self._tick()
         self._thread = threading.Thread(target=self._watch, name="loop-watchdog", daemon=True)
         self._thread.start()
@@ -64,18 +72,46 @@ class LoopWatchdog:
         now = time.monotonic_ns()
         if self._told:
             self._told = False
-            self.longest = max(self.longest, now - self._beat)
-            log.warning("the event loop was blocked for %d ms by %s", (now - self._beat) // MS, self.last)
+            self._tell(now - self._beat)
         self.lag = max(0, now - self._beat - BEAT)
         self._beat = now
         self._handle = asyncio.get_running_loop().call_later(BEAT / SECOND, self._tick)
 
+    def _tell(self, late: int) -> None:
+        self.longest = max(self.longest, late)
+        starved = processor_wait(self._native) - self._waited
+        if starved > late // 2:
+            self.starved += 1
+            words = "the event loop came %d ms late: it waited %d ms for a processor; the machine is too busy"
+            log.warning(words, late // MS, starved // MS)
+        elif self.last.rpartition(" ")[2] in NOBODY:
+            self.starved += 1
+            words = "the event loop came %d ms late: another thread held the interpreter, or the process was stopped"
+            log.warning(words, late // MS)
+        else:
+            self.blocks += 1
+            log.warning("the event loop was blocked for %d ms by %s", late // MS, self.last)
+
     def _watch(self) -> None:
         while not self._stop.wait(BEAT / SECOND):
-            if not self._told and time.monotonic_ns() - self._beat > self._lag + BEAT:
-                self.blocks += 1
+            beat = self._beat
+            if beat != self._seen:
+                self._seen, self._waited = beat, processor_wait(self._native)
+            if not self._told and time.monotonic_ns() - beat > self._lag + BEAT:
                 self.last = culprit(sys._current_frames().get(self._loop_thread))  # pyright: ignore[reportPrivateUsage]
                 self._told = True
+
+
+def processor_wait(native_id: int) -> int:
+    """ns for which a thread of this process could run and had no processor, so far; 0 where that is not told.
+
+    Source: Linux, Documentation/scheduler/sched-stats.rst: /proc/<pid>/task/<tid>/schedstat, second field.
+    """
+    try:
+        with open(f"/proc/self/task/{native_id}/schedstat") as told:
+            return int(told.read().split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0
 
 
 def culprit(frame: FrameType | None) -> str:

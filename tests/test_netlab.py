@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -10,9 +11,10 @@ from client import Client, Tone, serving, until, within
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from penstock.pipeline.clock import MonotonicClock
+from penstock.pipeline.errors import GraphError
 from penstock.pipeline.stage import StageError
 from penstock.transport.impairment import REORDER_MS, Conditions, Link, Step, parse_share, read
-from penstock.transport.netlab import Netlab
+from penstock.transport.netlab import Netlab, read_file
 from penstock.transport.relay import with_candidate
 
 
@@ -110,6 +112,36 @@ def test_a_script_that_begins_anew_delays_nothing():
 def test_a_fault_in_a_description_is_named(written: dict[str, object], words: str):
     with pytest.raises(StageError, match=words.replace("(", r"\(")):
         read(written)
+
+
+def test_every_fault_of_a_file_is_told_with_its_place(tmp_path: Path):
+    file = tmp_path / "bad.yaml"
+    file.write_text(
+        """up: {los: 5%, delay: 25}
+down: {loss: often}
+script:
+  - {at: 10s, up: {blackout: maybe}}
+  - {down: {rate: 2M}}
+  - {at: soon}
+sideways: 1
+"""
+    )
+    with pytest.raises(GraphError) as caught:
+        read_file(file)
+    told = [line.removeprefix(f"{file}:") for line in str(caught.value).splitlines()]
+    for place, words in (
+        ("1:6: ", "'up' has no key 'los'; did you mean 'loss'? accepted: loss, burst, delay"),
+        ("1:15: ", "'up': delay: "),
+        ("2:8: ", "down.loss: 'often' is not a share; write 5% or 0.05"),
+        ("4:20: ", "'up': blackout: "),
+        ("5:5: ", "a step says when: at: 10s"),
+        ("6:6: ", "'soon'"),
+        ("7:1: ", "a network has no key 'sideways'; accepted: up, down, script"),
+    ):
+        assert any(line.startswith(place) and words in line for line in told), (place, told)
+    file.write_text("up: {loss: 5%, delay: 25ms}\nscript:\n  - {at: 10s, up: {blackout: true}}\n")
+    up, _ = read(read_file(file))
+    assert up.conditions.loss == 0.05
 
 
 def test_shares():

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
 import time
 
 import pytest
 from graphs import STAGES, AudioWork, Sink, compile_test, run_session, sink_of
+from penstock.pipeline import watchdog as watchdog_module
 from penstock.pipeline.clock import MS, SECOND, LoopClock
 from penstock.pipeline.frame import Frame
 from penstock.pipeline.session import Session
@@ -101,6 +103,47 @@ def test_the_loop_watchdog_names_the_stage_that_blocks() -> None:
     assert watchdog.blocks >= 1
     assert watchdog.last.startswith("s-7/work in ")
     assert "test_watchdog.py" in watchdog.last
+
+
+@pytest.mark.parametrize(
+    ("waited", "where", "words", "blamed"),
+    [
+        (0, "blocks", "was blocked for", True),
+        (10 * SECOND, "blocks", "the machine is too busy", False),
+        (0, "select", "another thread held the interpreter", False),
+    ],
+)
+def test_a_loop_that_is_late_for_want_of_a_processor_blames_nobody(
+    waited: int,
+    where: str,
+    words: str,
+    blamed: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def processor_wait(_: int) -> int:
+        return waited if threading.current_thread() is threading.main_thread() else 0
+
+    monkeypatch.setattr(watchdog_module, "processor_wait", processor_wait)
+    monkeypatch.setattr(watchdog_module, "culprit", lambda _: f"selectors.py:468 {where}")
+
+    async def main() -> LoopWatchdog:
+        watchdog = LoopWatchdog(lag=20 * MS)
+        watchdog.start()
+        await asyncio.sleep(0.12)
+        time.sleep(0.3)  # noqa: ASYNC251 - the point of it
+        await asyncio.sleep(0.1)
+        watchdog.stop()
+        return watchdog
+
+    watchdog = asyncio.run(main())
+    assert words in caplog.text
+    assert (watchdog.blocks > 0, watchdog.starved > 0) == (blamed, not blamed)
+
+
+def test_the_kernel_tells_how_long_a_thread_waited_for_a_processor() -> None:
+    assert watchdog_module.processor_wait(threading.get_native_id()) >= 0
+    assert watchdog_module.processor_wait(2**30) == 0
 
 
 def test_a_culprit_outside_the_engine_is_named_by_its_place() -> None:

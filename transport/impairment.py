@@ -10,11 +10,12 @@ import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ..pipeline.clock import MS
+from ..pipeline.faults import Faults
 from ..pipeline.stage import StageError
 from ..pipeline.units import parse_duration, parse_rate
 
@@ -189,6 +190,37 @@ def parse_share(value: str | float) -> float:
     if not 0 <= share <= 1:
         raise ValueError(f"{value!r} is not a share; write 5% or 0.05")
     return share
+
+
+def check(written: Mapping[str, Any], faults: Faults) -> None:
+    """Every fault of a description, each with its place."""
+    faults.keys(written, (), ("up", "down", "script"), "a network")
+    _check_ways(written, (), faults)
+    steps = written.get("script") or []
+    if not isinstance(steps, list):
+        faults.fault(("script",), f"'script' must be a list of steps, not {steps!r:.80}")
+        return
+    for n, given in enumerate(cast("list[Any]", steps)):
+        step = faults.mapping(given, ("script", n), "a step")
+        faults.keys(step, ("script", n), ("at", "up", "down"), "a step")
+        if "at" in step:
+            faults.duration(step["at"], ("script", n, "at"))
+        else:
+            faults.fault(("script", n), "a step says when: at: 10s")
+        _check_ways(step, ("script", n), faults)
+
+
+def _check_ways(written: Mapping[str, Any], where: tuple[str | int, ...], faults: Faults) -> None:
+    for name in ("up", "down"):
+        here = (*where, name)
+        for key, value in faults.mapping(written.get(name), here, f"{name!r}").items():
+            read = faults.model(_Written, {key: value}, here, f"{name!r}")
+            if not isinstance(read, _Written):
+                continue
+            try:
+                read.changes()
+            except ValueError as e:
+                faults.fault((*here, key), f"{name}.{key}: {e}")
 
 
 def read(written: Mapping[str, Any], seed: int = 0) -> tuple[Link, Link]:

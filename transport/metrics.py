@@ -151,6 +151,8 @@ class Metrics(Collector):
         longest = watchdog.longest / SECOND
         yield GaugeMetricFamily("penstock_loop_longest_block_seconds", "Longest block", value=longest)
         yield CounterMetricFamily("penstock_loop_blocks", "Times the loop was blocked", value=watchdog.blocks)
+        late = "Times the loop was late as it had no processor or not the interpreter"
+        yield CounterMetricFamily("penstock_loop_starved", late, value=watchdog.starved)
 
     def _pool_figures(self) -> Iterator[Metric]:
         pools = {name: pool.stats() for name, pool in self._pools().items()}

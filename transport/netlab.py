@@ -14,11 +14,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
-import yaml
 from aiohttp import web
 
 from ..pipeline.clock import SECOND, Clock, MonotonicClock
+from ..pipeline.errors import GraphError
+from ..pipeline.faults import Faults
 from ..pipeline.stage import StageError
+from ..pipeline.yaml_marks import parse
 from . import impairment
 from .relay import Relay
 from .trickle import SDPFRAG
@@ -36,13 +38,17 @@ _HOP = frozenset(  # RFC 9110 section 7.6.1, and what aiohttp sets itself
 
 
 def read_file(path: Path) -> Mapping[str, Any]:
-    """A network's description in YAML. Raises: StageError."""
+    """A network's description in YAML. Raises: GraphError with every fault and its place, StageError."""
     try:
-        written = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
         raise StageError(f"network {path}: {e}") from e
-    if not isinstance(written, dict):
-        raise StageError(f"network {path}: a mapping with up, down and script is expected")
+    data, marks = parse(text, str(path))
+    faults = Faults(marks)
+    written = faults.mapping(data, (), "a network")
+    impairment.check(written, faults)
+    if faults.faults:
+        raise GraphError(str(path), faults.faults)
     return written
 
 
