@@ -225,7 +225,7 @@ def run(
         raise typer.BadParameter(f"one is taken, not {len(sources)}", param_hint="--in")
     plan = library.load_all([graph]).popitem()[1]
     report = asyncio.run(run_files(plan, sources[0] if sources else None, sinks or [], err))
-    word = "[yellow]stopped[/]" if report.stopped else "[green]done[/]"
+    word = "[yellow]stopped[/]" if report.stopped else "[red]ended[/]" if report.failed else "[green]done[/]"
     took = f"in {report.wall_s:.1f} s"
     if report.media_s:  # a graph's own source is not measured
         took = f"{report.media_s:.1f} s of media {took} ({report.speed:.1f}× real time)"
@@ -238,7 +238,9 @@ def run(
         err.print(
             f"[bold red]error:[/] {_plain(sink)} was not written: the graph gave it nothing", soft_wrap=True
         )
-    if report.stopped or report.missing:
+    for node in report.failed:
+        err.print(f"[bold red]error:[/] node {_plain(node)}", soft_wrap=True)
+    if report.stopped or report.missing or report.failed:
         raise typer.Exit(130 if report.stopped else 1)
 
 

@@ -1,4 +1,4 @@
-"""Faults in a graph file, told with file, line and column."""
+"""Errors of more than one module: faults in a file with their places, failures for good."""
 
 from __future__ import annotations
 
@@ -16,6 +16,14 @@ class Fault:
     message: str
 
 
+class CriticalFailure(Exception):
+    """A node that the session cannot do without has failed for good."""
+
+
+class LastingError(StageError):
+    """Starting the stage again would not help, or would destroy what it has written: its node is given up."""
+
+
 class GraphError(StageError):
     """A graph cannot be used. Holds every fault found, in file order."""
 
@@ -23,6 +31,12 @@ class GraphError(StageError):
         self.path = path
         self.faults = sorted(faults)
         super().__init__("\n".join(f"{path}:{f.line}:{f.column}: {f.message}" for f in self.faults))
+
+
+def of_node(node: str, error: StageError) -> StageError:
+    """The error with its node's name in front, once: some stages say it themselves."""
+    name = f"node {node!r}: "
+    return StageError(name + str(error).removeprefix(name))
 
 
 def one_line(error: BaseException) -> str:

@@ -31,6 +31,7 @@ class Report:
     frames: int  # that reached the sinks
     written: tuple[str, ...]  # sinks that got something
     missing: tuple[str, ...]  # sinks that did not
+    failed: tuple[str, ...]  # nodes that were given up, each with its reason
     stopped: bool  # by a signal, before the media ended
     stats: dict[str, Any]
 
@@ -135,6 +136,7 @@ async def run_files(plan: Plan, source: str | None, sinks: list[str], console: C
         frames=sinks_frames,
         written=tuple(s for s in sinks if _is_written(s)),
         missing=tuple(s for s in sinks if not _is_written(s)),
+        failed=tuple(f"{n}: {r.error}" for n, r in session.runners.items() if r.state == "failed"),
         stopped=interrupted,
         stats=session.stats(),
     )

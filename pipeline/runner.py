@@ -12,6 +12,7 @@ from weakref import WeakSet
 
 from .clock import SECOND, Clock
 from .edge import Edge, Waker, earliest
+from .errors import CriticalFailure, LastingError
 from .errors import one_line as _words
 from .frame import EventFrame, Frame, Gap
 from .graph import NodePlan
@@ -33,10 +34,6 @@ RESTARTS = 3  # within RESTART_WINDOW, then the node is given up
 RESTART_WINDOW = 60 * SECOND
 HANG = 10 * SECOND  # one process() call without returning
 BACKOFF = SECOND // 5  # before the first restart; doubled for each further one
-
-
-class CriticalFailure(Exception):
-    """A node that the session cannot do without has failed for good."""
 
 
 class Runner:
@@ -342,7 +339,8 @@ class Runner:
 
     async def _recover(self, error: Exception) -> bool:
         """After a failure: a new stage on the same edges. False when it is given up."""
-        log.error("%s/%s failed: %s", self.session, self.node, _words(error), exc_info=error)
+        trace = None if isinstance(error, LastingError) else error  # what it says is enough
+        log.error("%s/%s failed: %s", self.session, self.node, _words(error), exc_info=trace)
         self.error = _words(error)
         self.state = "restarting"
         await self._close_stage()
@@ -351,7 +349,8 @@ class Runner:
             self._failures.append(now)
             while self._failures[0] < now - RESTART_WINDOW:
                 self._failures.popleft()
-            if self._session.is_bound(self.plan.use) or len(self._failures) > RESTARTS:
+            lasting = isinstance(error, LastingError) or self._session.is_bound(self.plan.use)
+            if lasting or len(self._failures) > RESTARTS:
                 self.state = "failed"
                 self.emit("failed", error=self.error)
                 if self._session.is_bound(self.plan.use) or self.plan.critical:

@@ -18,6 +18,7 @@ from .clock import SECOND, Clock
 from .compiler import near
 from .delay import DelayEdge
 from .edge import Bound, Edge, Waker
+from .errors import CriticalFailure, of_node
 from .graph import EdgePlan, NodePlan, Plan
 from .hops import Chain
 from .owned_tasks import end, watch_loop
@@ -25,7 +26,7 @@ from .playback import Playback
 from .pools import DevicePool, Pools
 from .recorder import Kind, Recorder
 from .replacement import Replace
-from .runner import CriticalFailure, Runner
+from .runner import Runner
 from .stage import Flush, SetParams, Stage, StageError
 from .stats import Lateness, NodeRates, node_stats, pool_stats
 
@@ -113,8 +114,7 @@ class Session:
         try:
             await runner.setup()
         except StageError as e:
-            name = f"node {runner.node!r}: "  # some stages say it themselves
-            raise StageError(name + str(e).removeprefix(name)) from e
+            raise of_node(runner.node, e) from e
 
     async def wait(self) -> None:
         """Until the session has ended and given everything back."""

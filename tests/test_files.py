@@ -5,12 +5,15 @@ import contextlib
 import itertools
 import os
 import socket
+import subprocess
+import sys
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from fakes import Collected, FakeContext, feed
@@ -23,6 +26,7 @@ from penstock.transport.file_in import FileIn, FileInOptions
 from penstock.transport.file_out import FileOut
 from penstock.transport.synthetic import BEEP, SyntheticIn, SyntheticOptions
 
+ROOT = Path(__file__).parent.parent
 SMALL = VideoFormat(96, 64, 30.0)
 
 
@@ -392,3 +396,24 @@ def test_a_damaged_middle_is_skipped_not_fatal(tmp_path: Path) -> None:
     (tmp_path / "b.mkv").write_bytes(data)
     out, _ = read(tmp_path / "b.mkv")
     assert len(out.of("video")) > 40
+
+
+def test_a_file_that_can_hold_no_more_ends_the_run_with_an_error_and_keeps_what_it_holds(
+    tmp_path: Path,
+) -> None:
+    graph, out = tmp_path / "full.yaml", tmp_path / "out.mkv"
+    graph.write_text(
+        "penstock: 1\ngraph: full\nnodes:\n"
+        "  source: {use: synthetic.in, video: 320x180@30, duration: 6s}\n"
+        f"  out: {{use: file.out, in: {{video: source.video}}, path: {out}}}\n"
+    )
+    limited = ["sh", "-c", 'ulimit -f 20; exec "$0" "$@"', sys.executable, "-m", "penstock.pipeline"]
+    env = os.environ | {"PYTHONPATH": str(ROOT / ".typing"), "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "300"}
+    done = subprocess.run([*limited, "run", str(graph)], capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == 1, done.stderr
+    assert f"error: node out: cannot write '{out}': File too large" in done.stderr
+    assert "Traceback" not in done.stderr
+    with av.open(str(out)) as file:
+        pictures = [p.time for p in file.decode(video=0)]
+    assert pictures[0] == 0, "not begun again after the failure"
+    assert len(pictures) > 20

@@ -60,7 +60,7 @@ class CaptionFile:
         self.cues = 0
         self._last = 0  # start of the last cue: WebVTT wants them in order
         self._deltas: dict[str, tuple[int, str]] = {}  # by source: (pts of the first, text so far)
-        self._path = path
+        self.path = path
         self._begun = False  # an older file of this name is kept until there is something to write
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
 
@@ -101,15 +101,17 @@ class CaptionFile:
         """Write what never got its end, and close. Idempotent. A run that failed early leaves no empty file."""
         if self._fd < 0:
             return
-        for start, text in self._deltas.values():
-            self.cue(start, 0, text)
-        self._deltas.clear()
-        if ended and not self._begun:
-            self._append("")  # nothing was said: an empty file says so
-        elif not self._begun and os.fstat(self._fd).st_size == 0:
-            self._path.unlink(missing_ok=True)
-        os.close(self._fd)
-        self._fd = -1
+        try:
+            for start, text in self._deltas.values():
+                self.cue(start, 0, text)
+            if ended and not self._begun:
+                self._append("")  # nothing was said: an empty file says so
+            elif not self._begun and os.fstat(self._fd).st_size == 0:
+                self.path.unlink(missing_ok=True)
+        finally:
+            self._deltas.clear()
+            os.close(self._fd)
+            self._fd = -1
 
     def _json(self, frame: TokenFrame, source: str, kind: Kind, start: int, until: int) -> None:
         line = {

@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from ..pipeline.errors import LastingError
 from ..pipeline.frame import AudioFrame, Frame, TokenFrame, VideoFrame
 from ..pipeline.stage import In, Outputs, Ports, Stage, StageError
 from ..pipeline.thread_pool import ThreadPool
@@ -62,6 +63,7 @@ class FileOut(Stage):
         self._media: list[MediaWriter] = []
         self._text: list[CaptionFile] = []
         self._origin: int | None = None
+        self._closed = False
 
     async def setup(self) -> None:
         """Raises: StageError when a path cannot be written, before anything runs."""
@@ -99,17 +101,22 @@ class FileOut(Stage):
 
     def _write_media(self, frame: Frame) -> None:
         for writer in self._media:
-            if isinstance(frame, VideoFrame):
-                writer.video(frame)
-            elif isinstance(frame, AudioFrame):
-                writer.audio(frame)
+            try:
+                if isinstance(frame, VideoFrame):
+                    writer.video(frame)
+                elif isinstance(frame, AudioFrame):
+                    writer.audio(frame)
+            except StageError as e:
+                if writer.to_url:
+                    raise
+                raise LastingError(str(e)) from e  # a new writer would write over the file
 
     def _write_text(self, frame: TokenFrame, source: str) -> None:
         for file in self._text:
             try:
                 file.write(frame, source, self._origin or 0)
             except OSError as e:
-                raise StageError(f"cannot write text: {e.strerror}") from e
+                raise LastingError(f"cannot write {str(file.path)!r}: {e.strerror}") from e
 
     async def _submit(self, fn: Callable[..., None], *args: Any) -> None:
         """Hand work to the thread, in order; wait when it is `_AHEAD` behind. Raises what earlier work raised."""
@@ -127,12 +134,21 @@ class FileOut(Stage):
         media, self._media = self._media, []
         text, self._text = self._text, []
         for file in text:
-            file.close(ended)
+            try:
+                file.close(ended)
+            except OSError as e:
+                log.error("the end of %s could not be written: %s", file.path, e.strerror)
+        failed: StageError | None = None
         for writer in media:
-            if not writer.finish() and ended:
-                log.warning("%s was not written: the graph gave it nothing", writer.path)
+            try:
+                if not writer.finish() and ended:
+                    log.warning("%s was not written: the graph gave it nothing", writer.path)
+            except StageError as e:
+                failed = e
             if writer.skipped:
                 log.warning("%s: %d pictures had no new time and were skipped", writer.path, writer.skipped)
+        if failed is not None:
+            raise LastingError(str(failed)) from failed
 
     async def close(self) -> None:
         """Also after a failure or a stop: what was written so far becomes a valid file."""
@@ -141,6 +157,9 @@ class FileOut(Stage):
         # what the cancelled tasks raise is of no use: the run has ended already
         await asyncio.gather(*self._pending, return_exceptions=True)
         self._pending.clear()
+        if self._closed:
+            return
+        self._closed = True
         try:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(0.9):  # of the session's second for closing

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -115,6 +117,7 @@ class MediaWriter:
         live: bool = False,
     ) -> None:
         self.path, self.origin = path, origin
+        self.to_url = bool(_URL.match(path))
         self._late_start = late_start
         self.skipped = 0  # pictures whose time did not move on
         self._kind = container_of(path)
@@ -124,9 +127,9 @@ class MediaWriter:
         self._watched = self._kind.live or (live and hls)
         options = dict(self._kind.options) | (_HLS[live] if hls else {})
         # a list and its segments name each other: they are written in place
-        self._part = path if hls or _URL.match(path) else _part_of(path)
+        self._part = path if hls or self.to_url else _part_of(path)
         self._pipe: SrtPipe | None = None
-        if not _URL.match(path):
+        if not self.to_url:
             try:
                 Path(self._part).touch()
             except OSError as e:
@@ -142,7 +145,7 @@ class MediaWriter:
         self._audio: Any = None
         self._held: list[Any] = []  # packets until the header can be written
         self._held_bytes = 0
-        self._started = self._done = False
+        self._started = self._done = self._broken = False
         self._last_tick = -1
         self._newest = 0  # pts of the newest picture or sound, ns from origin
         self._samples = 0  # of sound written since origin
@@ -187,23 +190,32 @@ class MediaWriter:
         self._sound(self._fit(frame))
 
     def finish(self) -> bool:
-        """Write all that is held and give the file its name. False when nothing came: then there is no file."""
+        """Write all that is held and give the file its name. False when nothing came: then there is no file.
+
+        Raises: StageError when the end could not be written; what was written before has the file's name.
+        """
         if self._done:
             return True
         self._done = True
         if self._video is None and self._audio is None:
             self.abort()
             return False
-        self._flush_resampler()
-        for stream in (self._video, self._audio):
-            if stream is not None:
-                self._write(stream.encode(None))
-        self._start()
-        self._out.close()
-        if self._pipe:
-            self._pipe.close()
-        if self._part != self.path:
-            os.replace(self._part, self.path)
+        try:
+            if self._broken:  # a disk that is full holds what it holds
+                with contextlib.suppress(av.error.FFmpegError, OSError):
+                    self._out.close()
+            else:
+                self._flush_resampler()
+                for stream in (self._video, self._audio):
+                    if stream is not None:
+                        self._write(stream.encode(None))
+                self._start()
+                self._tell(self._out.close)
+        finally:
+            if self._pipe:
+                self._pipe.close()
+            if self._part != self.path:
+                os.replace(self._part, self.path)
         return True
 
     def abort(self) -> None:
@@ -215,7 +227,7 @@ class MediaWriter:
             self._out.close()
         if self._pipe:
             self._pipe.close()
-        if not _URL.match(self.path):
+        if not self.to_url:
             Path(self._part).unlink(missing_ok=True)
 
     # ------------------------------------------------------------ encoding
@@ -299,9 +311,13 @@ class MediaWriter:
         self._mux(held)
 
     def _mux(self, packets: list[Any]) -> None:
+        self._tell(self._out.mux, packets)
+
+    def _tell(self, write: Callable[..., None], *args: Any) -> None:
         try:
-            self._out.mux(packets)
+            write(*args)
         except (av.error.FFmpegError, OSError) as e:
+            self._broken = True
             said = self._pipe.why() if self._pipe else ""
             raise StageError(f"cannot write {shown(self.path)!r}: {said or e.strerror or e}") from e
 
