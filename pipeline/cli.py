@@ -12,7 +12,8 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.padding import Padding
+from rich.text import Text
 
 from . import (
     broker_command,
@@ -328,16 +329,16 @@ def stages() -> None:
     """List the stages that `use:` may name, with their ports."""
     from . import registry
 
-    table = Table("use", "inputs", "outputs", "about", box=None, header_style="bold")
     for use in sorted(registry.catalog()):
         try:
             cls = registry.load(use)
         except StageError as e:
-            table.add_row(use, "", "", f"[red]{e}[/]")
+            out.print(f"[bold]{use}[/]  [red]{_plain(str(e))}[/]", highlight=False)
             continue
-        about = (cls.__doc__ or "").strip().splitlines()
-        table.add_row(use, " ".join(cls.ports.inputs), " ".join(cls.ports.outputs), about[0] if about else "")
-    out.print(table)
+        ports = f"{' '.join(cls.ports.inputs)} → {' '.join(cls.ports.outputs)}".strip()
+        about = (cls.__doc__ or "").strip().partition("\n\n")[0]
+        out.print(f"[bold]{use}[/]  [cyan]{ports}[/]", highlight=False)
+        out.print(Padding(Text(" ".join(about.split())), (0, 0, 0, 4)))
 
 
 def _complain(error: Exception) -> None:

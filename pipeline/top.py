@@ -102,21 +102,23 @@ def _pools(pools: dict[str, Any]) -> Table:
         Text("pools", "bold"),
         *(
             "pool",
-            "busy %",
-            "promised %",
-            "waiting",
+            "busy\n%",
+            "held\n%",
+            "wait-\ning",
             "rows",
-            "rows/forward",
-            "forward ms",
+            "per\nforward",
+            "ms a\nforward",
             "missed",
             "failed",
         ),
-        *("calls", "restarts"),
+        "calls",
     )
     for name, pool in sorted(pools.items()):
         rows, calls = pool["rows"], pool["calls"]
+        again = f", restarted {pool['restarts']}×" if pool["restarts"] else ""
+        place = pool["device"] if pool["device"] != "auto" else ""
         table.add_row(
-            f"{name} ({pool['kind']}, {pool['device']})",
+            Text.assemble(" ".join(filter(None, (name, pool["kind"], place))), (again, "yellow")),
             f"{pool['utilisation'] * 100:.0f}",
             f"{pool['admitted'] * 100:.0f}",
             str(pool["waiting"]),
@@ -126,7 +128,6 @@ def _pools(pools: dict[str, Any]) -> Table:
             _hot(rows["missed"] + calls["missed"]),
             _hot(rows["failed"] + calls["failed"]),
             str(calls["done"]),
-            _hot(pool["restarts"]),
         )
     return table
 

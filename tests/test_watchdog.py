@@ -125,7 +125,11 @@ def test_a_loop_that_is_late_for_want_of_a_processor_blames_nobody(
         return waited if threading.current_thread() is threading.main_thread() else 0
 
     monkeypatch.setattr(watchdog_module, "processor_wait", processor_wait)
-    monkeypatch.setattr(watchdog_module, "culprit", lambda _: f"selectors.py:468 {where}")
+
+    def culprit_of(_: object) -> str:
+        return f"selectors.py:468 {where}"
+
+    monkeypatch.setattr(watchdog_module, "culprit", culprit_of)
 
     async def main() -> LoopWatchdog:
         watchdog = LoopWatchdog(lag=20 * MS)
