@@ -141,6 +141,31 @@ def load(rows: VlmRows, sessions: int, interleave: bool, seconds: int) -> dict[s
     return figures
 
 
+def overload() -> dict[str, float]:
+    """A device six times as slow for 10 s, virtual time: what each rung of the ladder saves, and the way back."""
+    from tiny_vlms import write_checkpoint
+    from vlm_overload import FPS, Slow
+    from vlm_overload import overload as run
+
+    figures: dict[str, float] = {}
+    start, end, seconds = 5, 15, 30
+    with tempfile.TemporaryDirectory() as folder:
+        write_checkpoint(Path(folder), "qwen2_5_vl", layers=1)
+        for ladder, late in ((True, "drop"), (True, "merge"), (False, "drop")):
+            its = run(folder, late, Slow(start, end, 6), seconds, ladder=ladder)
+            slow, c = its.between(start, end), its.counts
+            lag = round(1e3 * max((t.lag for t in slow), default=0))
+            back = next((round(at - end, 1) for at, level in reversed(its.rungs) if level == 0), None)
+            line(overload="6 times slower for 10 s", late=late, ladder=ladder, fps_asked=FPS,
+                 rungs=[[round(at - start, 1), level] for at, level in its.rungs], recovered_after_s=back,
+                 fps_taken=round(len(slow) / (end - start), 1), tokens=sorted({t.tokens for t in slow}),
+                 lag_ms_max=lag, rows_waiting_max=its.waiting, replaced=c.replaced, merged=c.merged, missed=c.missed,
+                 skipped=c.skipped, answers=len(its.answers), answer_s_max=round(max(its.answers), 2))  # fmt: skip
+            name = f"overload_{late}" if ladder else "overload_no_ladder"
+            figures |= {f"{name}_fps": round(len(slow) / (end - start), 1), f"{name}_lag_ms_max": lag}
+    return figures
+
+
 def _spec(rows: VlmRows) -> Any:
     from penstock.pipeline.rows import ModelSpec
 

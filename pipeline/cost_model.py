@@ -34,8 +34,9 @@ class Curve:
     points: dict[int, _Point] = field(default_factory=dict[int, _Point])
     _fitted: list[float] = field(default_factory=list[float])  # by rows; [0] unused
 
-    def observe(self, rows: int, cost: int) -> None:
-        point = self.points.get(rows)
+    def observe(self, rows: int, cost: int) -> float:
+        """→ how much faster the device has become: 1.0, or less where it took far less than it used to."""
+        point, ratio = self.points.get(rows), 1.0
         if point is None:
             self.points[rows] = _Point(float(cost))
         elif point.count == 1:
@@ -44,9 +45,7 @@ class Curve:
         elif cost < point.mean - 3 * max(point.spread, 0.1 * point.mean):
             # nothing runs faster than it can: the device is free again, for all sizes
             ratio = (point.mean + cost) / 2 / point.mean
-            for other in self.points.values():
-                other.mean *= ratio
-                other.spread *= ratio
+            self.faster(ratio)
             point.count += 1
         else:
             off = cost - point.mean
@@ -55,6 +54,14 @@ class Curve:
             point.count += 1
         if point is None or abs(point.mean - point.fitted) > REFIT * point.fitted:
             self._fitted.clear()
+        return ratio
+
+    def faster(self, ratio: float) -> None:
+        """All sizes cost less by that ratio."""
+        for point in self.points.values():
+            point.mean *= ratio
+            point.spread *= ratio
+        self._fitted.clear()
 
     def expected(self, rows: int) -> float:
         """Mean L(rows), ns. Only where something was observed."""
@@ -98,7 +105,13 @@ class CostModel:
             if len(self.curves) >= MAX_CURVES:
                 del self.curves[next(iter(self.curves))]
             curve = self.curves[model, key] = Curve()
-        curve.observe(rows, cost)
+        ratio = curve.observe(rows, cost)
+        if ratio < 1:
+            # shapes that do not run now, as full quality on a lower rung: measured while the device was slow,
+            # they would keep that rung from ever being left; what is believed too cheap is measured on its next run
+            for (name, _), other in self.curves.items():
+                if name == model and other is not curve:
+                    other.faster(ratio)
 
     def measured(self, model: str, key: Hashable) -> bool:
         return (model, key) in self.curves

@@ -40,12 +40,12 @@ _PATIENCE = SECOND  # a word that could not run in this time is asked for again
 
 @dataclass(slots=True)
 class WatchCounts:
-    """Since the start."""
+    """Pictures, each in one of the first five, and answers, since the start."""
 
     seen: int = 0
     skipped: int = 0  # more a second than `fps` asks for
     replaced: int = 0  # by a newer one, before their turn came
-    merged: int = 0
+    merged: int = 0  # into the one after them
     missed: int = 0  # their turn did not come in time
     answered: int = 0
     interrupted: int = 0
@@ -136,11 +136,9 @@ class Watch:
             await self._take(frame, out, None)
             return
         if self._mail is not None:
-            if self.late == "merge":
-                self._older = self._mail[0]
-                self.counts.merged += 1
-            else:
-                self.counts.replaced += 1
+            merge = self.late == "merge"
+            self.counts.replaced += not merge or self._older is not None
+            self._older = self._mail[0] if merge else None
         self._mail = frame, out
         self._news.set()
 
@@ -176,12 +174,13 @@ class Watch:
             take = Take(self.session, image=image, at=frame.pts, share=scale * scale, merged=merged)
             result: Result = await self._run(take, PICTURES, deadline)
         except DeadlineMissed:
-            self.counts.missed += 1
+            self.counts.missed += 1 + (older is not None)
             return
         except Flushed:
             return
         self.counts.seen += 1
         self._newest = frame
+        self.counts.merged += older is not None
         silence = result.silence
         if self._decider and silence is not None and self._decider.decide(silence, frame.pts):
             await self._speak_up(result.logits, frame, out)

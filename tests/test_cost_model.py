@@ -73,6 +73,19 @@ def test_a_device_that_is_free_again_is_believed_for_all_sizes() -> None:
     assert curve.expected(4) < 56 * MS
 
 
+def test_a_device_that_is_free_again_is_believed_for_shapes_that_do_not_run_now() -> None:
+    """Full quality, on a lower rung, would be reckoned at the slow device's price for ever."""
+    costs = CostModel()
+    for _ in range(8):
+        costs.observe("m", "whole", 1, 400 * MS)
+        costs.observe("other", "whole", 1, 400 * MS)
+    for cost in (200, 200, 200, 20, 20, 20, 20, 20):
+        costs.observe("m", "half", 1, cost * MS)
+    assert costs.safe("m", "half", 1) < 40 * MS
+    assert costs.safe("m", "whole", 1) < 80 * MS
+    assert costs.safe("other", "whole", 1) >= 400 * MS, "another model says nothing"
+
+
 def test_the_best_batch_is_the_largest_in_time() -> None:
     costs = CostModel()
     assert costs.best("m", None, [1e9] * 8) == 1, "nothing is known yet"
