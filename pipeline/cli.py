@@ -218,6 +218,9 @@ def run(
         list[str] | None,
         typer.Option("--out", help=".mp4 .mkv .webm .wav .vtt .srt .txt .jsonl; may be repeated"),
     ] = None,
+    chat: Annotated[
+        str, typer.Option(help="a text file, typed while --in plays: lines as `[2.5s] what do you see`")
+    ] = "",
 ) -> None:
     """Run a graph on files, as fast as the machine allows: the live ends become --in and --out."""
     from .headless import run_files
@@ -225,7 +228,7 @@ def run(
     if sources and len(sources) > 1:
         raise typer.BadParameter(f"one is taken, not {len(sources)}", param_hint="--in")
     plan = library.load_all([graph]).popitem()[1]
-    report = asyncio.run(run_files(plan, sources[0] if sources else None, sinks or [], err))
+    report = asyncio.run(run_files(plan, sources[0] if sources else None, sinks or [], err, chat))
     word = "[yellow]stopped[/]" if report.stopped else "[red]ended[/]" if report.failed else "[green]done[/]"
     took = f"in {report.wall_s:.1f} s"
     if report.media_s:  # a graph's own source is not measured

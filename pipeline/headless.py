@@ -42,7 +42,7 @@ class Report:
 
 
 def live_ends(
-    plan: Plan, source: str | None, sinks: list[str], progress: Callable[[int, int], None]
+    plan: Plan, source: str | None, sinks: list[str], progress: Callable[[int, int], None], chat: str = ""
 ) -> dict[str, Binding]:
     """Stand files in for a graph's live ends. progress(pts, duration): ns, duration 0 when unknown.
 
@@ -65,9 +65,11 @@ def live_ends(
     for sink in sinks:
         if source and _same_file(source, sink):
             raise StageError(f"--out {sink} is the file of --in: writing would destroy what is read")
+    if chat and not (source and has_in and plan.uses_port(has_in.name, "text")):
+        raise StageError(f"--chat {chat}: graph {plan.name!r} reads no chat from a live client")
     ends = importlib.import_module(f"{_ROOT}.transport.file_ends")
     if source:
-        bindings["webrtc.in"] = ends.source(source, progress)
+        bindings["webrtc.in"] = ends.source(source, progress, chat)
     if sinks:
         bindings["webrtc.out"] = ends.sink(sinks)
     return bindings
@@ -85,8 +87,10 @@ def _is_written(sink: str) -> bool:
     return "://" in sink or Path(sink).exists()
 
 
-async def run_files(plan: Plan, source: str | None, sinks: list[str], console: Console) -> Report:
-    """Run to the end of the media, or to Ctrl-C. Raises: StageError in words."""
+async def run_files(
+    plan: Plan, source: str | None, sinks: list[str], console: Console, chat: str = ""
+) -> Report:
+    """Run to the end of the media, or to Ctrl-C. chat: a text file, typed meanwhile. Raises: StageError in words."""
     clock = MonotonicClock()
     columns = (
         TextColumn("{task.description}"),
@@ -104,7 +108,7 @@ async def run_files(plan: Plan, source: str | None, sinks: list[str], console: C
             total = duration / SECOND if duration else None
             bar.update(task, completed=pts / SECOND, total=total, at=f"{pts / SECOND:.1f} s")
 
-        bindings = live_ends(plan, source, sinks, progress)
+        bindings = live_ends(plan, source, sinks, progress, chat)
         session = Session(plan, "run", clock, bindings=bindings, realtime=False)
         loop = asyncio.get_running_loop()
         stopped = asyncio.Event()

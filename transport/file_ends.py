@@ -17,8 +17,9 @@ Binding = Callable[[Any, Any], Stage]
 Progress = Callable[[int, int], None]
 
 
-def source(path: str, progress: Progress | None = None) -> Binding:
+def source(path: str, progress: Progress | None = None, chat: str = "") -> Binding:
     """A file, URL, device or `synthetic:10s` for `webrtc.in`. progress(pts, duration) in ns; 0: unknown.
+    chat: a text file whose lines are typed meanwhile.
 
     Raises: StageError for a wrong duration; what is missing is told at the stage's setup.
     """
@@ -28,8 +29,8 @@ def source(path: str, progress: Progress | None = None) -> Binding:
             duration = parse_duration(length)
         except ValueError as e:
             raise StageError(f"--in {path!r}: {e}") from e
-        return lambda options, params: SyntheticIn(options, params, duration=duration, on_progress=progress)
-    return lambda options, params: FileIn(options, params, path=path, on_progress=progress)
+        return lambda o, p: SyntheticIn(o, p, duration=duration, chat=chat, on_progress=progress)
+    return lambda o, p: FileIn(o, p, path=path, chat=chat, on_progress=progress)
 
 
 def sink(paths: Sequence[str]) -> Binding:

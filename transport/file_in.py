@@ -17,6 +17,7 @@ from ..pipeline.frame import AudioFrame, Frame, PixelFormat, TokenFrame, VideoFr
 from ..pipeline.stage import Out, Outputs, Ports, Stage, StageError
 from ..pipeline.thread_pool import ThreadPool
 from ..pipeline.units import Audio, AudioFormat, Duration, Video
+from .chat_file import ChatFile
 from .media_reader import MediaReader, is_live
 
 log = logging.getLogger(__name__)
@@ -69,9 +70,12 @@ class FileIn(Stage):
         params: BaseModel | None = None,
         *,
         path: str | None = None,
+        chat: str = "",
         on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
+        """chat: a text file whose lines are typed while the media runs."""
         super().__init__(options, params)
+        self._chat = ChatFile(chat) if chat else None
         self._path = path or str(getattr(self.options, "path", ""))
         self._on_progress = on_progress
         self._worker = ThreadPool("file-in", 1)
@@ -114,15 +118,21 @@ class FileIn(Stage):
                     wait = frame.pts + shift - self.ctx.clock.now() if paced else 0
                     if wait > 0:
                         await self.ctx.clock.sleep(wait)
-                    shown = replace(frame, pts=frame.pts + shift) if self.ctx.realtime else frame
-                    await out.send(port, shown)
+                    for line in self._chat.due(frame.pts) if self._chat else ():
+                        await out.send("text", self._timed(line, shift))
+                    await out.send(port, self._timed(frame, shift))
                 if batch and self._on_progress:
                     self._on_progress(batch[-1][1].pts + batch[-1][1].duration, reader.duration)
+            for line in self._chat.due() if self._chat else ():
+                await out.send("text", self._timed(line, shift or 0))
         finally:
             ahead.cancel()
         for warning in reader.warnings:
             log.warning("%s", warning)
             self.ctx.emit("warning", message=warning)
+
+    def _timed(self, frame: Frame, shift: int) -> Frame:
+        return replace(frame, pts=frame.pts + shift) if self.ctx.realtime else frame
 
     async def close(self) -> None:
         if self._reader is not None:
@@ -135,23 +145,16 @@ class FileIn(Stage):
 
 
 class _Lines:
-    """A text file as chat: a line a frame, one second apart."""
+    """A text file in the place of media."""
 
     def __init__(self, path: str) -> None:
-        try:
-            lines = Path(path).read_text("utf-8", "replace").splitlines()
-        except OSError as e:
-            raise StageError(f"cannot open {path!r}: {e.strerror}") from e
-        self._lines = [line.strip() for line in lines if line.strip()]
-        self.duration = len(self._lines) * SECOND
+        self._chat = ChatFile(path)
+        self.duration = self._chat.duration
         self.warnings: list[str] = []
-        self._next = 0
 
     def read(self) -> list[tuple[str, Frame]] | None:
-        if self._next == len(self._lines):
-            return None
-        n, self._next = self._next, self._next + 1
-        return [("text", TokenFrame(pts=n * SECOND, text=self._lines[n], utterance=n + 1))]
+        line = self._chat.next()
+        return [("text", line)] if line else None
 
     def close(self) -> None:
-        self._lines = self._lines[: self._next]
+        self._chat.due()

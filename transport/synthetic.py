@@ -7,6 +7,7 @@ no speech.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -18,6 +19,7 @@ from ..pipeline.frame import AudioFrame, Frame, PixelFormat, VideoFrame
 from ..pipeline.pixels import i420_from_rgb
 from ..pipeline.stage import Outputs, Stage
 from ..pipeline.units import Audio, AudioFormat, Duration, Video, VideoFormat
+from .chat_file import ChatFile
 from .file_in import PORTS
 
 BEEP = 100 * MS  # at the start of each second
@@ -91,9 +93,12 @@ class SyntheticIn(Stage):
         params: BaseModel | None = None,
         *,
         duration: int | None = None,
+        chat: str = "",
         on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
+        """chat: a text file whose lines are typed meanwhile."""
         super().__init__(options, params)
+        self._chat = ChatFile(chat) if chat else None
         self._duration = duration if duration is not None else getattr(self.options, "duration", None)
         self._on_progress = on_progress
 
@@ -112,9 +117,11 @@ class SyntheticIn(Stage):
             sound_next = "video" not in wanted or ("audio" in wanted and at_block <= at_picture)
             at = at_block if sound_next else at_picture
             if self._duration is not None and at >= self._duration:
-                return
+                break
             if self.ctx.realtime:
                 await self.ctx.clock.sleep(max(0, start + at - self.ctx.clock.now()))
+            for line in self._chat.due(at) if self._chat else ():
+                await out.send("text", replace(line, pts=start + line.pts))
             frame: Frame
             if sound_next:
                 pcm = sound(blocks * step, step, audio)
@@ -127,6 +134,8 @@ class SyntheticIn(Stage):
             await out.send("audio" if sound_next else "video", frame)
             if self._on_progress:
                 self._on_progress(at, self._duration or 0)
+        for line in self._chat.due() if self._chat else ():
+            await out.send("text", replace(line, pts=start + line.pts))
 
 
 def _draw(pts: int, video: VideoFormat, format: PixelFormat) -> NDArray[np.uint8]:
