@@ -137,11 +137,11 @@ def links(summary: dict[str, Any]) -> None:
 def skew(summary: dict[str, Any], seconds: float) -> None:
     from transport_skew import measure
 
-    found = measure(seconds)
-    line(measured="skew", **found)
-    summary |= {key: value for key, value in found.items() if key.startswith("av_")} | {
-        "av_skew_seconds": seconds
-    }
+    for variant, prefix in (("penstock", ""), ("aiortc", "aiortc_")):
+        found = measure(seconds, variant == "penstock")
+        line(measured="skew", variant=variant, **found)
+        summary |= {prefix + key: value for key, value in found.items() if key.startswith("av_")}
+    summary["av_skew_seconds"] = seconds
 
 
 def echo(variant: str, scenario: str, seed: int) -> dict[str, Any]:

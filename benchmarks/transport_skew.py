@@ -1,14 +1,19 @@
-"""Do sound and picture captured together get the same time at the far end? In virtual time: our senders and receivers, a network
-with jitter and loss, a source 50 ppm off the receiver's clock. Encoders take no time here; on a real machine theirs adds to it.
+"""Do sound and picture captured together get the same time at the far end? In virtual time, over a network with jitter and loss, from a
+source 50 ppm off the receiver's clock, through a graph that takes 120 ms for a picture and 10 ms for sound.
+
+Ours and aiortc's senders, read by Penstock's receiver: aiortc's own tells no times. Encoders take no time here.
 """
 
 from __future__ import annotations
 
 import asyncio
+from fractions import Fraction
 from typing import Any
 
 import aiortc.clock
+import av
 import numpy as np
+from aiortc.mediastreams import MediaStreamTrack
 from aiortc.rtcrtpparameters import (
     RTCRtcpParameters,
     RTCRtpCodecParameters,
@@ -16,7 +21,8 @@ from aiortc.rtcrtpparameters import (
     RTCRtpReceiveParameters,
     RTCRtpSendParameters,
 )
-from penstock.pipeline.clock import MS, SECOND, LoopClock
+from aiortc.rtcrtpsender import RTCRtpSender
+from penstock.pipeline.clock import SECOND, LoopClock
 from penstock.pipeline.frame import AudioFrame, VideoFrame
 from penstock.pipeline.virtual_loop import run_virtual
 from penstock.transport import _compat, impairment
@@ -32,7 +38,33 @@ from transport_link import CODECS, EXTENSIONS, End, Inline
 OPUS = RTCRtpCodecParameters(mimeType="audio/opus", clockRate=48_000, channels=2, payloadType=96)
 FPS = 30
 DRIFT = 50e-6
+PICTURE = np.full((72, 64), 128, np.uint8)
+TONE = (8000 * np.sin(np.arange(960) * 0.1)).astype(np.int16)[:, None]
+WORK_S = {"video": 0.120, "audio": 0.010}  # of the graph, between capture and sending
 NETWORK = {"up": {"delay": "25ms", "jitter": "20ms", "loss": "2%"}, "down": {"delay": "25ms"}}
+
+
+class Late(MediaStreamTrack):
+    """For aiortc's sender: a picture or 20 ms of sound when the graph has done its work on it."""
+
+    def __init__(self, kind: str, every_s: float, ticks: int, rate_hz: int) -> None:
+        self.kind = kind
+        super().__init__()
+        self.every_s, self.ticks, self.rate_hz = every_s, ticks, rate_hz
+        self.number = 0
+
+    async def recv(self) -> Any:
+        due = self.number * self.every_s * (1 + DRIFT) + WORK_S[self.kind]
+        await asyncio.sleep(due - asyncio.get_running_loop().time())
+        frame: Any
+        if self.kind == "video":
+            frame = av.VideoFrame.from_ndarray(np.roll(PICTURE, self.number), format="yuv420p")
+        else:
+            frame = av.AudioFrame.from_ndarray(TONE.reshape(1, -1), format="s16", layout="mono")
+            frame.sample_rate = self.rate_hz
+        frame.pts, frame.time_base = self.number * self.ticks, Fraction(1, self.rate_hz)
+        self.number += 1
+        return frame
 
 
 class Stamps:
@@ -57,19 +89,22 @@ class Stamps:
         return 0
 
 
-async def _run(seconds: float) -> list[Stamps]:
+async def _run(seconds: float, ours: bool) -> list[Stamps]:
     loop: Any = asyncio.get_running_loop()
     loop.set_default_executor(Inline())
     _compat.install()
     video, audio = VideoOut(), AudioOut(LoopClock(loop), live=True)
+    video.stamps_capture = True  # as the line of a graph with live sound sets it
+    theirs = (Late("video", 1 / FPS, 3000, 90_000), Late("audio", 0.02, 960, 48_000))
     shared = SenderClock()
     found: list[Stamps] = []
     senders: list[Any] = []
     up, down = impairment.read(NETWORK, 1)
     near, far = End(up), End(down)
     near.other, far.other = far, near
-    for track, codec, ticks in ((video, CODECS["VP8"], 3000), (audio, OPUS, 960)):
-        sender: Any = PacedSender(track, near)
+    tracks: Any = (video, audio) if ours else theirs
+    for track, codec, ticks in zip(tracks, (CODECS["VP8"], OPUS), (3000, 960), strict=True):
+        sender: Any = (PacedSender if ours else RTCRtpSender)(track, near)
         receiver: Any = RtpReceiver(track.kind, far)  # type: ignore[arg-type]
         receiver._track = IngressTrack(track.kind)
         receiver._track.capture.sender = shared
@@ -86,32 +121,30 @@ async def _run(seconds: float) -> list[Stamps]:
                 codecs=[codec], headerExtensions=EXTENSIONS, muxId="0", rtcp=RTCRtcpParameters(cname="x")
             )
         )
-    picture = np.full((72, 64), 128, np.uint8)
-    tone = (8000 * np.sin(np.arange(960) * 0.1)).astype(np.int16)[:, None]
-    events = sorted(
-        [(k / FPS, 0, k) for k in range(int(seconds * FPS))]
-        + [(k / 50, 1, k) for k in range(int(seconds * 50))]
-    )
-    for at, kind, k in events:
-        await asyncio.sleep(at * (1 + DRIFT) - loop.time())
-        if kind == 0:
-            video.show(VideoFrame(pts=round(k * SECOND / FPS), image=np.roll(picture, k), format="i420"))
+    shown = [(k / FPS, "video", k) for k in range(int(seconds * FPS))]
+    heard = [(k / 50, "audio", k) for k in range(int(seconds * 50))]
+    for at, kind, k in sorted(shown + heard, key=lambda e: e[0] + WORK_S[e[1]]):
+        captured = at * (1 + DRIFT)  # on our clock
+        await asyncio.sleep(captured + WORK_S[kind] - loop.time())
+        pts = round(captured * SECOND)
+        if kind == "video":
+            video.show(VideoFrame(pts=pts, image=np.roll(PICTURE, k), format="i420"))
         else:
-            await audio.write(AudioFrame(pts=k * 20 * MS, pcm=tone, rate_hz=48_000))
-    video.stop()
-    audio.stop()
+            await audio.write(AudioFrame(pts=pts, pcm=TONE, rate_hz=48_000))
+    for track in (video, audio, *theirs):
+        track.stop()
     await asyncio.sleep(1)
     return found
 
 
-def measure(seconds: float) -> dict[str, Any]:
+def measure(seconds: float, ours: bool = True) -> dict[str, Any]:
     """|pts of the picture − pts of the sound| of what was captured together, ms."""
     before = aiortc.clock.current_ntp_time
     aiortc.clock.current_ntp_time = lambda: (
         (3_990_000_000 << 32) + int(asyncio.get_running_loop().time() * (1 << 32))
     )
     try:
-        video, audio = run_virtual(_run(seconds))
+        video, audio = run_virtual(_run(seconds, ours))
     finally:
         aiortc.clock.current_ntp_time = before
     heard = dict(audio.errors)
