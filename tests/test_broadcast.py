@@ -19,7 +19,7 @@ from penstock.pipeline.frame import VideoFrame
 from penstock.pipeline.virtual_loop import run_virtual
 from penstock.transport import broadcast, encoded_audio
 from penstock.transport.broadcast import KEYFRAME_APART, Broadcast, SharedRung
-from penstock.transport.encoders import OpusEncoder
+from penstock.transport.opus_encoder import OpusEncoder
 from penstock.transport.shared_tracks import PICTURES, SharedVideo
 
 SDP = {"Content-Type": "application/sdp"}

@@ -7,17 +7,15 @@ import numpy as np
 import pytest
 from penstock.pipeline.clock import SECOND
 from penstock.pipeline.frame import VideoFrame
-from penstock.transport import vpx
+from penstock.transport import opus, vpx
 from penstock.transport.encoders import (
-    AUDIO_HZ,
-    MONO_AFTER,
     H264Encoder,
-    OpusEncoder,
     PictureScaler,
     Vp8Encoder,
     make_video_encoder,
 )
 from penstock.transport.ffmpeg_encoder import VIDEO_HZ
+from penstock.transport.opus_encoder import AUDIO_HZ, MONO_AFTER, OpusEncoder
 from penstock.transport.vp8_rungs import REBUILD, RungVp8Encoder
 
 SIZE = (320, 240)
@@ -172,6 +170,16 @@ def decode(packets: list[bytes]) -> np.ndarray:
     )
 
 
+@pytest.fixture(params=["libopus", "ffmpeg"])
+def coder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways to libopus."""
+    if request.param == "ffmpeg":
+        monkeypatch.setattr(opus, "library", lambda: None)
+    elif opus.library() is None:
+        pytest.skip("no libopus")
+
+
+@pytest.mark.usefixtures("coder")
 def test_opus_speech_costs_under_32_kbit_and_silence_nothing():
     encoder = OpusEncoder()
     speech = [encoder.encode(tone(k)) for k in range(100)]
@@ -181,6 +189,7 @@ def test_opus_speech_costs_under_32_kbit_and_silence_nothing():
     assert sum(bool(p) for p in silence[20:]) <= 8
 
 
+@pytest.mark.usefixtures("coder")
 def test_opus_is_stereo_only_while_the_channels_differ():
     encoder = OpusEncoder()
     for k in range(5):
@@ -193,6 +202,17 @@ def test_opus_is_stereo_only_while_the_channels_differ():
     for k in range(MONO_AFTER):
         encoder.encode(tone(k))
     assert encoder.channels == 1
+
+
+def test_both_ways_to_libopus_make_the_same_bytes(monkeypatch: pytest.MonkeyPatch):
+    if opus.library() is None:
+        pytest.skip("no libopus")
+    frames = [tone(k) for k in range(60)]  # FFmpeg encodes two channels as surround sound
+    direct = OpusEncoder()
+    ours = [direct.encode(frame) for frame in frames]
+    monkeypatch.setattr(opus, "library", lambda: None)
+    through = OpusEncoder()
+    assert ours == [through.encode(frame) for frame in frames]
 
 
 def test_opus_refuses_another_length():

@@ -20,8 +20,9 @@ from ..pipeline.clock import MS, SECOND, Clock
 from ..pipeline.frame import VideoFrame
 from .bandwidth import CEILING_BPS
 from .encoded_audio import Sound
-from .encoders import OpusEncoder, PictureScaler, encode_scaled, make_video_encoder
+from .encoders import PictureScaler, encode_scaled, make_video_encoder
 from .levels import level_dbov
+from .opus_encoder import OpusEncoder
 from .picture_rate import FrameGate, PictureRate, Shape
 from .rung_choice import LEAST_BPS, rate_bps
 from .shared_tracks import Encoded, SharedAudio, SharedVideo

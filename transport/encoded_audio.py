@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .audio_out import AudioOut
-from .encoders import OpusEncoder
 from .levels import level_dbov
+from .opus_encoder import OpusEncoder
 
 
 @dataclass(frozen=True, slots=True)

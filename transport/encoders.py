@@ -12,7 +12,6 @@ from typing import Any, Protocol
 import av
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
-from numpy.typing import NDArray
 
 from ..pipeline.clock import SECOND
 from ..pipeline.frame import VideoFrame
@@ -21,7 +20,6 @@ from .ffmpeg_encoder import FIRST_FPS, VIDEO_HZ, encode_with, open_context
 from .picture_rate import Shape
 from .vp8_rungs import RungVp8Encoder
 
-AUDIO_HZ = 48_000  # of Opus in RTP (RFC 7587 section 4.1)
 LONGEST = 5  # s between pictures that still tell of a rate
 H264_CEILINGS = (200_000, 400_000, 1_200_000, 3_000_000)  # bits/s; each allows 1/40 to 1 of it
 BUFFER_S = 0.2  # of the ceiling: the most that a picture may run ahead of the rate
@@ -217,80 +215,3 @@ def make_video_encoder(codec: str, bitrate_bps: int) -> VideoEncoder:
     if codec.upper() == "VP8":
         return RungVp8Encoder(bitrate_bps) if vpx.library() is None else Vp8Encoder(bitrate_bps)
     raise ValueError(f"no video encoder for {codec!r}; there are H264 and VP8")
-
-
-OPUS_BPS = {1: 28_000, 2: 64_000}
-OPUS_COMPLEXITY = 5  # of 10: half the time of 10; on speech at 28 kb/s nobody hears it
-OPUS_LOSS = 5  # %, that the in-band copies are made for
-NARROW = 64  # of 32,768: channels that differ by less than that (-54 dB) are one
-STEREO_AFTER = 2  # frames that differ, then it is stereo
-MONO_AFTER = 100  # alike frames, 2 s
-SILENT = 4  # of 32,768 (-78 dB): nothing that anybody hears
-SILENT_AFTER = 10  # frames, then silence is not sent (FFmpeg does not pass libopus' own DTX on) ...
-SILENT_EVERY = 20  # ... but each 400 ms, as libopus does, so that nobody takes us for gone
-
-
-class OpusEncoder:
-    """20 ms frames at 48 kHz, mono unless the channels differ, with in-band FEC, and nothing in silence. 0.1 ms a
-    frame."""
-
-    def __init__(self) -> None:
-        self.channels = 1
-        self._streak = 0  # frames that speak for the other number of channels
-        self._silent = 0  # frames in a row
-        self._contexts: dict[int, Any] = {}
-        self._pts = 0
-
-    def encode(self, pcm: NDArray[np.int16]) -> bytes:
-        """pcm: int16 (960, 1 or 2). Returns b"" for silence that need not be sent (RFC 7587 section 3.1.3).
-
-        Raises: ValueError.
-        """
-        if len(pcm) != AUDIO_HZ // 50 or pcm.ndim != 2 or pcm.shape[1] not in (1, 2):
-            raise ValueError(f"a sound frame of shape {pcm.shape}; (960, 1) and (960, 2) are taken")
-        self._silent = self._silent + 1 if int(np.abs(pcm).max()) <= SILENT else 0
-        if self._silent > SILENT_AFTER and self._silent % SILENT_EVERY:
-            return b""
-        self._choose(pcm)
-        if pcm.shape[1] == self.channels:
-            shaped = pcm
-        elif self.channels == 1:
-            shaped = pcm.mean(axis=1, keepdims=True).astype(np.int16)
-        else:
-            shaped = np.repeat(pcm, 2, axis=1)
-        frame = av.AudioFrame.from_ndarray(
-            np.ascontiguousarray(shaped).reshape(1, -1),
-            format="s16",
-            layout="mono" if self.channels == 1 else "stereo",
-        )
-        frame.sample_rate = AUDIO_HZ
-        frame.pts = self._pts
-        self._pts += len(pcm)
-        return b"".join(map(bytes, self._context().encode(frame)))
-
-    def _choose(self, pcm: NDArray[np.int16]) -> None:
-        wide = pcm.shape[1] == 2 and int(np.abs(pcm[:, 0].astype(np.int32) - pcm[:, 1]).max()) > NARROW
-        self._streak = self._streak + 1 if wide == (self.channels == 1) else 0
-        if self._streak >= (STEREO_AFTER if wide else MONO_AFTER):
-            self.channels = 2 if wide else 1
-            self._streak = 0
-
-    def _context(self) -> Any:
-        context = self._contexts.get(self.channels)
-        if context is None:
-            context = av.CodecContext.create("libopus", "w")
-            assert isinstance(context, av.AudioCodecContext)
-            context.format = "s16"
-            context.layout = "mono" if self.channels == 1 else "stereo"
-            context.sample_rate = AUDIO_HZ
-            context.time_base = Fraction(1, AUDIO_HZ)
-            context.bit_rate = OPUS_BPS[self.channels]
-            context.options = {
-                "application": "voip" if self.channels == 1 else "audio",
-                "fec": "1",
-                "packet_loss": str(OPUS_LOSS),
-                "frame_duration": "20",
-                "compression_level": str(OPUS_COMPLEXITY),
-            }
-            self._contexts[self.channels] = context
-        return context

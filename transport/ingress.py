@@ -21,6 +21,7 @@ from av.error import FFmpegError
 
 from .capture_clock import CaptureClock
 from .concealment import audio_decoder
+from .jitter_buffer import EncodedFrame
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class Mailbox(asyncio.Queue[Any]):
 
 
 class Decoded(Mailbox):
-    """The decoded frames of one track. `transform`, run on the decoder's thread, turns each into what the
+    """The decoded frames of one track. `transform`, run where they are decoded, turns each into what the
     track's `recv` gives; it may return None to drop it."""
 
     def __init__(self, kind: str = "video") -> None:
@@ -103,10 +104,8 @@ def decode_loop(
     output_q: Decoded,
     decode_error: threading.Event,
 ) -> None:
-    """Thread of one track: takes (codec, encoded frame), ends at None. Sets `decode_error` to ask the
-    sender for a keyframe."""
-    decoder: Any = None
-    name = ""
+    """Thread of one track: takes (codec, encoded frame), ends at None. decode_error: see `Decoding`."""
+    decoding = Decoding(output_q, decode_error)
     waiting = False  # for a keyframe, after frames were dropped
     while (task := input_q.get()) is not None:
         if input_q.qsize() >= ENCODED:
@@ -123,21 +122,58 @@ def decode_loop(
             continue
         waiting = False
         try:
-            if codec.name != name:
-                decoder, name = open_decoder(codec), codec.name
-            for frame in decoder.decode(encoded):
-                transform = output_q.transform
-                item = transform(frame) if transform is not None else frame
-                if item is not None:
-                    loop.call_soon_threadsafe(output_q.put_nowait, item)
-        except FFmpegError:
-            decode_error.set()  # keep the decoder: only a keyframe brings the picture back
+            for item in decoding.step(codec, encoded):
+                loop.call_soon_threadsafe(output_q.put_nowait, item)
         except RuntimeError:  # the loop has closed
             return
-        except Exception:  # boundary: a track of one session must not take its thread down silently
-            log.exception("a %s frame could not be taken", codec.name)
-            decode_error.set()
     try:
         loop.call_soon_threadsafe(output_q.put_nowait, None)
     except RuntimeError:  # the loop has closed
         return
+
+
+class Decoding:
+    """One track's decoder, of whatever codec comes. Sets `decode_error` to ask the sender for a keyframe."""
+
+    def __init__(self, output_q: Decoded, decode_error: threading.Event) -> None:
+        self._output = output_q
+        self._error = decode_error
+        self._decoder: Any = None
+        self._name = ""
+
+    def step(self, codec: RTCRtpCodecParameters, encoded: EncodedFrame) -> list[Any]:
+        """What one frame gives, as the track's transform makes it."""
+        items: list[Any] = []
+        try:
+            if codec.name != self._name:
+                self._decoder, self._name = open_decoder(codec), codec.name
+            for frame in self._decoder.decode(encoded):
+                transform = self._output.transform
+                item = transform(frame) if transform is not None else frame
+                if item is not None:
+                    items.append(item)
+        except FFmpegError:
+            self._error.set()  # keep the decoder: only a keyframe brings the picture back
+        except Exception:  # boundary: a track of one session must not take its decoder down silently
+            log.exception("a %s frame could not be taken", codec.name)
+            self._error.set()
+        return items
+
+
+class DecodedHere:
+    """Stands where a decoder's thread has its queue, for sound: a frame costs 50 us on the loop, a thread's waking and its
+    word back to the loop cost more."""
+
+    def __init__(self, output_q: Decoded, decode_error: threading.Event) -> None:
+        self._output = output_q
+        self._decoding = Decoding(output_q, decode_error)
+
+    def put(self, task: tuple[RTCRtpCodecParameters, EncodedFrame] | None) -> None:
+        if task is None:
+            self._output.put_nowait(None)
+        else:
+            for item in self._decoding.step(*task):
+                self._output.put_nowait(item)
+
+    def qsize(self) -> int:
+        return 0

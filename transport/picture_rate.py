@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..pipeline.clock import SECOND
 
-BITS_PER_PIXEL = 0.014  # x264 veryfast and VP8 at cpu-used -8 on faces: below, blocks
+BITS_PER_PIXEL = 0.014  # x264 veryfast and VP8 at its speed on faces: below, blocks
 SLOWEST_FPS = 10.0  # fewer are no motion: the picture shrinks from here
 SCALES = (1.0, 0.75, 0.5, 0.375)
 LOWEST_FPS = 5.0

@@ -13,6 +13,7 @@ import logging
 import queue
 import random
 import threading
+from typing import Protocol
 from weakref import WeakKeyDictionary
 
 from aiortc.clock import current_datetime
@@ -39,7 +40,7 @@ from aiortc.stats import RTCInboundRtpStreamStats, RTCStatsReport
 
 from ..pipeline.clock import MS, SECOND, LoopClock
 from .checked_rtp import MALFORMED
-from .ingress import ENCODED, IngressTrack, decode_loop
+from .ingress import ENCODED, Decoded, DecodedHere, IngressTrack, decode_loop
 from .jitter_buffer import EncodedFrame
 from .received_stream import AudioStream, Stream, VideoStream
 from .reception import Reception
@@ -56,6 +57,13 @@ MAX_SOURCES = 8  # whose counts are kept, RTX's included
 NTP_UNIX = 2_208_988_800  # s from 1900 to 1970
 
 _arrivals: WeakKeyDictionary[RTCDtlsTransport, Arrivals] = WeakKeyDictionary()
+
+
+class Encoded(Protocol):
+    """Where encoded frames go to be decoded; None ends it."""
+
+    def put(self, task: tuple[RTCRtpCodecParameters, EncodedFrame] | None, /) -> None: ...
+    def qsize(self) -> int: ...
 
 
 class RtpReceiver:
@@ -81,12 +89,11 @@ class RtpReceiver:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0
         self._next_report = 0
-        self._encoded: queue.SimpleQueue[tuple[RTCRtpCodecParameters, EncodedFrame] | None] = (
-            queue.SimpleQueue()
-        )
+        self._encoded: Encoded | None = None  # what decodes, from `receive` on
         self._keyframe_wanted = threading.Event()
-        self._decoder: threading.Thread | None = None
+        self._seen: Arrivals | None = None  # of all that comes over our transport
         self._started = False  # by `receive`
+        self._ended = False
 
     @property
     def track(self) -> IngressTrack | None:
@@ -102,6 +109,7 @@ class RtpReceiver:
 
     def setTransport(self, transport: RTCDtlsTransport) -> None:
         self._transport = transport
+        self._seen = None
 
     def _set_rtcp_ssrc(self, ssrc: int) -> None:
         self._ssrc = ssrc
@@ -116,14 +124,21 @@ class RtpReceiver:
         self._clock = LoopClock(self._loop)
         self._codecs = {c.payloadType: c for c in parameters.codecs if c.payloadType is not None}
         self._rtx = {e.rtx.ssrc: e.ssrc for e in parameters.encodings if e.rtx}
-        self._decoder = threading.Thread(
+        if self._encoded is None:
+            self._encoded = self._make_decoder(self._track.decoded)
+        self._transport._register_rtp_receiver(self, parameters)
+
+    def _make_decoder(self, decoded: Decoded) -> Encoded:
+        if self.kind == "audio":
+            return DecodedHere(decoded, self._keyframe_wanted)
+        waiting: queue.SimpleQueue[tuple[RTCRtpCodecParameters, EncodedFrame] | None] = queue.SimpleQueue()
+        threading.Thread(
             target=decode_loop,
             name=f"{self.kind}-decoder",
-            args=(self._loop, self._encoded, self._track.decoded, self._keyframe_wanted),
+            args=(self._loop, waiting, decoded, self._keyframe_wanted),
             daemon=True,  # a process that forgets to close a connection ends all the same
-        )
-        self._decoder.start()
-        self._transport._register_rtp_receiver(self, parameters)
+        ).start()
+        return waiting
 
     async def stop(self) -> None:
         """End, for good."""
@@ -138,9 +153,9 @@ class RtpReceiver:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._decoder is not None:
-            self._decoder = None
-            self._encoded.put(None)  # the thread ends the track, when all before it is decoded
+        if not self._ended and self._encoded is not None:
+            self._ended = True
+            self._encoded.put(None)  # the track ends when all before it is decoded
 
     async def getStats(self) -> RTCStatsReport:
         report = RTCStatsReport()
@@ -178,7 +193,7 @@ class RtpReceiver:
 
     async def _handle_rtp_packet(self, packet: RtpPacket, arrival_time_ms: int) -> None:
         """arrival_time_ms: of aiortc's wall clock, for REMB."""
-        if not self._enabled or self._decoder is None:
+        if not self._enabled or self._ended:
             return
         now = self._clock.now()
         arrival = latest_arrival(self._transport, now)
@@ -286,6 +301,7 @@ class RtpReceiver:
             self._send(bytes(RtcpPsfbPacket(fmt=RTCP_PSFB_PLI, ssrc=self._ssrc, media_ssrc=stream.ssrc)))
 
     def _decode(self, codec: RTCRtpCodecParameters, frame: EncodedFrame) -> None:
+        assert self._encoded is not None
         if self._encoded.qsize() >= 4 * ENCODED:  # the decoder's thread stands still
             self._count("undecoded")
             self._keyframe_wanted.set()
@@ -312,7 +328,9 @@ class RtpReceiver:
 
     @property
     def _arrivals(self) -> Arrivals:
-        return _arrivals.setdefault(self._transport, Arrivals())
+        if self._seen is None:
+            self._seen = _arrivals.setdefault(self._transport, Arrivals())
+        return self._seen
 
     def _count(self, what: str) -> None:
         if self._track is not None:
@@ -330,7 +348,7 @@ class RtpReceiver:
 
     def _tick(self) -> None:
         self._timer = None
-        if self._decoder is None:
+        if self._ended:
             return
         self._service(self._clock.now())
         if self._outbox:

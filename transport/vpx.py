@@ -34,6 +34,7 @@ _FORCE_KEY = 1
 _REALTIME = 1
 _CPU_USED, _STATIC_THRESHOLD, _MAX_INTRA_PCT = 13, 17, 26  # vp8e_enc_control_id
 
+SPEED = -10  # against -8 a picture takes a fifth less time, and is .4 dB worse at 400 kb/s, as good at 1.2 Mb/s (640x480)
 NO_KEYFRAMES = 3000  # pictures between keyframes that nobody asked for
 BUFFER_MS = 600
 INTRA_PCT = 300  # a keyframe has at most so much of a picture's mean
@@ -111,7 +112,7 @@ class Vp8:
     """One stream of one size. Not for several threads at once. Raises: OSError where libvpx is missing."""
 
     def __init__(
-        self, width: int, height: int, bitrate_bps: int, max_q: int = COARSE_Q, cpu_used: int = -8
+        self, width: int, height: int, bitrate_bps: int, max_q: int = COARSE_Q, cpu_used: int = SPEED
     ) -> None:
         """max_q: the coarsest quantiser of the first picture, 0 to 63; later ones may have all."""
         found = library()
