@@ -62,11 +62,11 @@ $(VENV)/.torch:
 	@touch $@
 
 $(VENV)/.run: $(VENV)/.torch pyproject.toml
-	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[espeak]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
-	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[espeak,hub,broker,test,dev]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[espeak,hub,pocket,broker,test,dev]'
 	@touch $@ $(VENV)/.run
 
 audit: $(VENV)/.dev

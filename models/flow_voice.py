@@ -20,7 +20,7 @@ from .flow_acoustic import FlowAcoustic, FlowDims
 from .flow_phones import INDEX, PAUSE, Phone, clause, letters_of, phones_of
 from .flow_vocoder import HOP, RATE_HZ, Vocoder
 from .text_front import Token, tokens
-from .voice import Mark, Marked, NoVoice, Sink, Spoken
+from .voice import Mark, Marked, NoVoice, Sink, Spoken, run
 
 WEIGHTS = Path(__file__).parent / "data" / "voice_flow.safetensors"
 _FIRST_PAUSE, _COMMA, _STOP = 2, 12, 18  # frames of 10 ms
@@ -47,49 +47,73 @@ def load(path: Path = WEIGHTS) -> FlowAcoustic:
     return model.eval().requires_grad_(False)
 
 
+class FlowSpeech:
+    """One clause; a step makes a chunk of the flow, in pieces of 50 ms."""
+
+    def __init__(self, voice: FlowVoice, text: str, rate: float) -> None:
+        self._voice, self._text, self._rate = voice, text, rate
+        self._condition: Tensor | None = None  # (T, C), once the text was read
+        self._at = self._made = 0
+
+    def step(self) -> list[Spoken]:
+        """Nothing after the last."""
+        if self._condition is None and not self._read():
+            return []
+        assert self._condition is not None
+        size = self._voice.model.dims.chunk
+        chunk, last = self._condition[self._at : self._at + size], self._at + size >= len(self._condition)
+        if not len(chunk):
+            return []
+        self._at += len(chunk)
+        frames = self._voice.model.step(
+            chunk, self._state, seed=self._voice.seed, temperature=_TEMPERATURE, last=last
+        )
+        pcm = _int16(self._voice.vocoder.step(frames.numpy(), self._sound))
+        arrays = np.array_split(pcm, max(1, len(pcm) // (5 * HOP)))
+        out: list[Spoken] = []
+        for i, piece in enumerate(arrays):
+            self._made += len(piece)
+            ends = last and i == len(arrays) - 1
+            out.append(Spoken(piece, self._marked.rest() if ends else self._marked.upto(self._made)))
+        return out
+
+    def _read(self) -> bool:
+        """Is there anything to be said?"""
+        voice = self._voice
+        phones, words = describe(tokens(self._text))
+        if not words:
+            return False
+        durations = voice.durations(phones, self._rate)
+        self._marked = Marked(self._text, _marks(words, durations))
+        self._state, self._sound = voice.model.init_state(), voice.vocoder.init_state()
+        self._condition = voice.conditions(phones, durations)
+        return True
+
+
 class FlowVoice:
     """Speaks by a `FlowAcoustic`. Calls may overlap: the weights are never written, a call's state is its own."""
 
     rate_hz = RATE_HZ
 
-    def __init__(self, model: FlowAcoustic | None = None, name: str = "flow") -> None:
-        """Raises: NoVoice."""
+    def __init__(self, model: FlowAcoustic | None = None, name: str = "flow", seed: int = 0) -> None:
+        """seed: of the flow's noise; the same seed speaks the same. Raises: NoVoice."""
         self.name = name
-        self._model = model or load()
-        self._vocoder = Vocoder()
+        self.seed = seed
+        self.model = model or load()
+        self.vocoder = Vocoder()
+
+    def begin(self, text: str, *, rate: float = 1.0) -> FlowSpeech:
+        return FlowSpeech(self, text, rate)
 
     def synthesise(
         self, text: str, sink: Sink, should_stop: Callable[[], bool], *, rate: float = 1.0
     ) -> None:
-        phones, words = describe(tokens(text))
-        if not words:
-            return
-        durations = self.durations(phones, rate)
-        marks = _marks(words, durations)
-        marked = Marked(text, marks)
-        state, sound = self._model.init_state(), self._vocoder.init_state()
-        condition = self._conditions(phones, durations)
-        size = self._model.dims.chunk
-        held: Spoken | None = None
-        made = 0
-        for at in range(0, len(condition), size):
-            if should_stop():
-                return
-            last = at + size >= len(condition)
-            frames = self._model.step(condition[at : at + size], state, temperature=_TEMPERATURE, last=last)
-            pcm = self._vocoder.step(frames.numpy(), sound)
-            for piece in np.array_split(pcm, max(1, len(pcm) // (5 * HOP))):
-                if held is not None:
-                    sink(held)
-                made += len(piece)
-                held = Spoken(_int16(piece), marked.upto(made))
-        if held is not None and not should_stop():
-            sink(Spoken(held.pcm, held.text + marked.rest()))
+        run(self.begin(text, rate=rate), sink, should_stop)
 
     @torch.inference_mode()
     def durations(self, phones: list[Phone], rate: float = 1.0) -> list[int]:
         """Frames of each phone."""
-        _, log_frames = self._model.encode(*_tensors(phones))
+        _, log_frames = self.model.encode(*_tensors(phones))
         said = (log_frames[0].exp() / rate).round().long().clamp(1, _LONGEST).tolist()
         pauses = [i for i, p in enumerate(phones) if p.name == PAUSE]
         for i in pauses:
@@ -97,9 +121,9 @@ class FlowVoice:
         return said
 
     @torch.inference_mode()
-    def _conditions(self, phones: list[Phone], durations: list[int]) -> Tensor:
-        h, _ = self._model.encode(*_tensors(phones))
-        return self._model.spread(h[0], durations)
+    def conditions(self, phones: list[Phone], durations: list[int]) -> Tensor:
+        h, _ = self.model.encode(*_tensors(phones))
+        return self.model.spread(h[0], durations)
 
 
 def describe(written: list[Token]) -> tuple[list[Phone], list[tuple[int, int]]]:

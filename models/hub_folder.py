@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from . import registry
@@ -16,10 +17,12 @@ def pulled(source: str, stage: str) -> str:
     return str(registry.path(source))
 
 
-def hub_folder(source: str, stage: str, example: str) -> Path:
+def hub_folder(
+    source: str, stage: str, example: str, patterns: Sequence[str] = ("*.json", "*.safetensors")
+) -> Path:
     """A folder as it is, a name of `penstock models` where it was pulled to, a hub id fetched.
 
-    Only .json and .safetensors are fetched. Raises: ValueError in words.
+    Only .json and .safetensors are fetched, and of these what `patterns` say. Raises: ValueError in words.
     """
     folder = Path(pulled(source, stage))
     if folder.exists():
@@ -34,7 +37,7 @@ def hub_folder(source: str, stage: str, example: str) -> Path:
     except ImportError as e:
         raise ValueError(f"{stage} needs the extra: pip install 'penstock[hub]'") from e
     try:
-        return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors"]))
+        return Path(snapshot_download(source, allow_patterns=[*patterns]))
     except Exception as e:
         first = (str(e).splitlines() or [type(e).__name__])[0]
         raise ValueError(f"{source!r} is no folder and could not be fetched from the hub ({first})") from e

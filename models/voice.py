@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,13 @@ class Spoken:
     text: str  # the words that end in it, as written; all pieces together give the text
 
 
+def cut(piece: Spoken, longest: int) -> list[Spoken]:
+    """Parts of at most `longest` samples; the words go with the last."""
+    parts = max(1, -(-len(piece.pcm) // longest))
+    arrays = np.array_split(piece.pcm, parts)
+    return [Spoken(pcm, piece.text if i == parts - 1 else "") for i, pcm in enumerate(arrays)]
+
+
 Sink: TypeAlias = Callable[[Spoken], None]
 
 
@@ -37,6 +45,30 @@ class Voice(Protocol):
     ) -> None:
         """Speak `text` at `rate` times the usual speed; no `sink` call follows a true `should_stop`."""
         ...
+
+
+class Speech(Protocol):
+    """A clause being spoken by a voice that is driven step by step."""
+
+    def step(self) -> list[Spoken]:
+        """The next pieces, of up to 80 ms; nothing after the last. Nothing happens between two steps."""
+        ...
+
+
+@runtime_checkable
+class SteppedVoice(Protocol):
+    """A voice that works only when stepped: to cancel is to step no more."""
+
+    def begin(self, text: str, *, rate: float = 1.0) -> Speech: ...
+
+
+def run(speech: Speech, sink: Sink, should_stop: Callable[[], bool]) -> None:
+    """A stepped voice's `synthesise`."""
+    while not should_stop() and (pieces := speech.step()):
+        for piece in pieces:
+            if should_stop():
+                return
+            sink(piece)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +101,19 @@ class Marked:
         """What has no mark: for the last piece."""
         piece, self._said = self._text[self._said :], len(self._text)
         return piece
+
+
+# A word with what follows it; Japanese and Chinese have no blanks, there each character counts as one.
+_WORD = re.compile(r"\s*(?:[\u3040-\u30ff\u3400-\u9fff]|[^\s\u3040-\u30ff\u3400-\u9fff]+)\s*")
+
+
+class Evenly(Marked):
+    """Words placed evenly along sound of which nobody tells when they are said; the last ends with the sound."""
+
+    def __init__(self, text: str, pace: float, rate_hz: int) -> None:
+        """pace: characters a second."""
+        ends = [m.end() for m in _WORD.finditer(text)][:-1]
+        super().__init__(text, [Mark(end, int(end / pace * rate_hz)) for end in ends])
 
 
 def speakable(text: str, longest_word: int = 40) -> str:

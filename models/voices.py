@@ -11,9 +11,16 @@ from .voice import NoVoice, Voice
 NAMES = ("auto", *(f"flite:{v}" for v in VOICES), "espeak", "flow")
 
 
+def load_pocket(model: str, speaker: str, language: str) -> Voice:
+    """Weights of this machine's user. Raises: NoVoice."""
+    from . import pocket_voice
+
+    return pocket_voice.load(model, speaker, language)
+
+
 @cache
 def load(name: str = "auto") -> Voice:
-    """A voice by name, shared by all sessions; "auto" takes flite's, else espeak-ng's.
+    """A voice by name, shared by all sessions; "auto" takes flite's, else our own neural one (docs/adr/0019), else espeak-ng's.
 
     Raises: NoVoice, saying what to install.
     """
@@ -22,14 +29,18 @@ def load(name: str = "auto") -> Voice:
     if name == "espeak":
         return EspeakVoice()
     if name == "flow":
-        from .flow_voice import FlowVoice  # torch takes a second to import
-
-        return FlowVoice()
+        return _flow()
     if name != "auto":
         return FliteVoice(name.partition(":")[2])
-    for make in (FliteVoice, EspeakVoice):
+    for make in (FliteVoice, _flow, EspeakVoice):
         try:
             return make()
         except NoVoice:
             continue
     raise NoVoice("there is no voice: install libflite1 (apt), or pip install 'penstock[espeak]'")
+
+
+def _flow() -> Voice:
+    from .flow_voice import FlowVoice  # torch takes a second to import
+
+    return FlowVoice()

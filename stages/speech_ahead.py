@@ -1,4 +1,5 @@
-"""Asks for the next clause while the last still goes out: an endpoint's first byte is too slow for gapless speech."""
+"""Has the next clause made while the last still goes out: sessions that all ask at the end of theirs would wait for each
+other, and an endpoint's first byte is too slow for gapless speech."""
 
 from __future__ import annotations
 
@@ -10,7 +11,6 @@ from ..models.voice import Spoken
 from .voice_engine import Engine, Stop
 
 _CLAUSES = 4  # that wait; then whoever writes the text does
-_PIECES = 200  # of up to 60 ms: a clause, and the beginning of the next; 0.6 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +29,10 @@ class SpeechAhead:
     def __init__(
         self, engine: Engine, rate: Callable[[], float], stop: Stop, epoch: int, emit: Emit, name: str
     ) -> None:
-        self.epoch = epoch
+        self.epoch, self.stop = epoch, stop
         self._engine, self._rate, self._stop, self._emit, self._name = engine, rate, stop, emit, name
         self._clauses: asyncio.Queue[Clause | None] = asyncio.Queue(_CLAUSES)
-        self._pieces: asyncio.Queue[tuple[Clause, Spoken, int, bool] | None] = asyncio.Queue(_PIECES)
+        self._pieces: asyncio.Queue[tuple[Clause, Spoken, int, bool] | None] = asyncio.Queue(engine.ahead)
         self._making = False
         self._task = asyncio.create_task(self._run(), name=name)
 
@@ -40,6 +40,11 @@ class SpeechAhead:
     def busy(self) -> bool:
         """Is there anything to be spoken?"""
         return self._making or not (self._clauses.empty() and self._pieces.empty())
+
+    @property
+    def over(self) -> bool:
+        """Ended, cancelled or failed."""
+        return self._task.done()
 
     async def say(self, clause: Clause) -> None:
         """Raises what the engine did."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import Literal
 
@@ -9,26 +10,29 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..models import voices
-from ..models.voice import NoVoice, Spoken, Voice
-from ..pipeline.clock import SECOND
+from ..models.clauses import ClauseCutter
+from ..models.voice import NoVoice, Spoken, Voice, cut
+from ..pipeline.clock import MS, SECOND
 from ..pipeline.frame import AudioFrame, Frame, TokenFrame
 from ..pipeline.stage import Control, Flush, In, Out, Outputs, Ports, Stage, StageError
-from .clauses import ClauseCutter
+from ..pipeline.units import Duration
 from .speech_ahead import Clause, SpeechAhead
 from .voice_engine import EmbeddedEngine, Stop
 from .voice_remote import RemoteEngine, SpeechEndpoint
 
 log = logging.getLogger(__name__)
 
+_LEAD = 200 * MS  # of the end of what sounds: in it a stalled writer's words are still made
+_LOOK = 20 * MS
 _CHUNK_MS = 60  # the longest frame put; 20–80 ms suits packets and lets a barge-in cut finely
 
 
 class StreamTts(Stage):
     """Text deltas to speech, clause by clause, in an embedded voice (flite, else espeak-ng) or an endpoint's.
 
-    A clause goes out as the edge has room, so a slow listener holds nobody else's voice. A flush stops the
-    synthesis at its next 40 ms, ends a request at once, and forgets the rest of the utterance. The embedded
-    voices are plain, English and without expression.
+    The next clause is made while the last goes out. A flush stops the synthesis at its next piece of sound, ends a
+    request at once, and forgets the rest of the utterance. When the writer stalls, the whole words there are get
+    spoken. The embedded voices are plain, English and without expression; `pocket` is a natural one to be pulled.
 
     `endpoint` names an OpenAI-compatible speech service; the embedded voice then speaks while that one fails.
     """
@@ -40,8 +44,16 @@ class StreamTts(Stage):
 
     class Options(BaseModel):
         model_config = ConfigDict(extra="forbid", frozen=True)
-        voice: Literal["auto", "flite:rms", "flite:slt", "flite:awb", "flite:kal16", "espeak", "flow"] = (
-            Field("auto", description="auto takes the best there is")
+        voice: Literal[
+            "auto", "flite:rms", "flite:slt", "flite:awb", "flite:kal16", "espeak", "flow", "pocket"
+        ] = Field("auto", description="auto takes the best there is; pocket is pulled first")
+        model: str = Field(
+            "pocket-tts", description="Of pocket: a name of `penstock models`, folder or hub id"
+        )
+        speaker: str = Field("alba", description="Of pocket: a name, or a .safetensors file")
+        language: str = Field("english", pattern=r"^[\w-]+$", description="Of pocket")
+        stall: Duration = Field(
+            400 * MS, ge=0, description="Without more text what is written is spoken; 0 waits"
         )
         endpoint: SpeechEndpoint | None = Field(None, description="Speaks in place of the embedded voice")
 
@@ -54,10 +66,11 @@ class StreamTts(Stage):
         self._cutter = ClauseCutter()
         self._utterance: int | None = None
         self._void = 0  # frames of an older epoch are not spoken
-        self._stop: Stop | None = None  # of the clause being spoken
         self._next_pts = 0  # end of the audio put last
-        self._ahead: SpeechAhead | None = None  # the utterance that an endpoint speaks
+        self._ahead: SpeechAhead | None = None  # the utterance being spoken
         self._remote: RemoteEngine | None = None
+        self._delta_at = 0  # when text came last
+        self._stalling: asyncio.Task[None] | None = None
         endpoint = self.options.endpoint
         self._embedded = await self._embed(required=endpoint is None)
         if endpoint is not None:
@@ -81,8 +94,11 @@ class StreamTts(Stage):
 
     async def load(self) -> Voice:
         """The voice of the options. Raises: StageError."""
+        o = self.options
         try:
-            return await self.ctx.pool().call(voices.load, self.options.voice)
+            if o.voice == "pocket":
+                return await self.ctx.pool().call(voices.load_pocket, o.model, o.speaker, o.language)
+            return await self.ctx.pool().call(voices.load, o.voice)
         except NoVoice as e:
             raise StageError(f"node {self.ctx.node!r}: {e}") from e
 
@@ -90,7 +106,6 @@ class StreamTts(Stage):
         assert isinstance(frame, TokenFrame)
         if frame.epoch < self._void:
             return
-        epoch = out.epoch
         clauses: list[tuple[int, str]] = []
         if frame.utterance != self._utterance:
             if self._utterance is not None:  # it was not ended: say what there is
@@ -100,25 +115,14 @@ class StreamTts(Stage):
         if frame.end:
             clauses.append((frame.utterance, self._cutter.finish()))
             self._utterance = None
-        if self._remote is not None:
-            await self._say_ahead(clauses, frame.pts, out, drain=frame.end or not self.ctx.realtime)
-            return
-        stop = self._stop = Stop(self.ctx)
-        try:
-            for utterance, clause in clauses:
-                if clause.strip() and not stop.is_set():
-                    await self._say(Clause(clause, frame.pts, utterance), epoch, stop, out)
-        finally:
-            stop.set()  # also when cancelled: the synthesis thread ends at its next chunk
-            if self._stop is stop:
-                self._stop = None
+        self._delta_at = self.ctx.clock.now()
+        if not frame.end and self.ctx.realtime and self.options.stall:
+            self._watch(frame.pts, out)
+        await self._say(clauses, frame.pts, out, drain=frame.end or not self.ctx.realtime)
 
     async def finish(self, out: Outputs) -> None:
         rest, utterance = self._cutter.finish(), self._utterance or 0
-        if self._remote is not None:
-            await self._say_ahead([(utterance, rest)], self._next_pts, out, drain=True)
-        elif rest.strip():
-            await self._say(Clause(rest, self._next_pts, utterance), out.epoch, Stop(self.ctx), out)
+        await self._say([(utterance, rest)], self._next_pts, out, drain=True)
 
     async def control(self, message: Control) -> None:
         await super().control(message)
@@ -127,17 +131,15 @@ class StreamTts(Stage):
             self._cutter.finish()
             self._utterance = None
             self._next_pts = 0
-            if self._stop is not None:
-                self._stop.set()
             # a flush may be told after the next reply has begun, which it does not mean
             if self._ahead is not None and self._ahead.epoch < message.epoch:
                 self._ahead.cancel()
                 self._ahead = None
 
     async def close(self) -> None:
-        stop: Stop | None = getattr(self, "_stop", None)
-        if stop is not None:
-            stop.set()
+        stalling: asyncio.Task[None] | None = getattr(self, "_stalling", None)
+        if stalling is not None:
+            stalling.cancel()
         ahead: SpeechAhead | None = getattr(self, "_ahead", None)
         if ahead is not None:
             await ahead.cancelled()
@@ -147,24 +149,12 @@ class StreamTts(Stage):
 
     @property
     def busy(self) -> bool:
-        """A request in flight has its own time limits."""
+        """A request in flight has its own time limits, and a voice of this machine its pool's."""
         ahead: SpeechAhead | None = getattr(self, "_ahead", None)
         return ahead is not None and ahead.busy
 
-    async def _say(self, clause: Clause, epoch: int, stop: Stop, out: Outputs) -> None:
-        """Synthesise one clause and put it out as it comes."""
-        assert self._embedded is not None
-        self._begin(clause)
-
-        async def put(piece: Spoken, rate_hz: int) -> None:
-            await self._put(piece, rate_hz, clause.utterance, epoch, stop, out)
-
-        await self._embedded.speak(clause.text, self.params.rate, stop, put)
-
-    async def _say_ahead(
-        self, clauses: list[tuple[int, str]], pts: int, out: Outputs, *, drain: bool
-    ) -> None:
-        """Have these spoken by the endpoint. drain: wait until all has gone out."""
+    async def _say(self, clauses: list[tuple[int, str]], pts: int, out: Outputs, *, drain: bool) -> None:
+        """Have these spoken. drain: wait until all has gone out."""
         epoch, ahead = out.epoch, self._ahead
         if ahead is not None and ahead.epoch != epoch:  # its flush is on its way
             ahead.cancel()
@@ -186,7 +176,8 @@ class StreamTts(Stage):
                     self._ahead = None
 
     def _open_ahead(self, epoch: int, out: Outputs) -> SpeechAhead:
-        assert self._remote is not None
+        engine = self._remote or self._embedded
+        assert engine is not None
         stop = Stop(self.ctx)
 
         async def emit(clause: Clause, piece: Spoken, rate_hz: int, first: bool) -> None:
@@ -195,7 +186,32 @@ class StreamTts(Stage):
             await self._put(piece, rate_hz, clause.utterance, epoch, stop, out)
 
         name = f"{self.ctx.session}/{self.ctx.node}/speech"
-        return SpeechAhead(self._remote, lambda: self.params.rate, stop, epoch, emit, name)
+        return SpeechAhead(engine, lambda: self.params.rate, stop, epoch, emit, name)
+
+    # ---------------------------------------------------------------- a writer that stalls
+
+    def _watch(self, pts: int, out: Outputs) -> None:
+        """See to it that what there is gets spoken when no more text comes."""
+        if self._stalling is None or self._stalling.done():
+            name = f"{self.ctx.session}/{self.ctx.node}/stall"
+            self._stalling = asyncio.create_task(self._stall(pts, out), name=name)
+
+    async def _stall(self, pts: int, out: Outputs) -> None:
+        clock = self.ctx.clock
+        while self._utterance is not None:
+            # while it still speaks nobody waits: later, longer clauses sound better
+            due = max(self._delta_at + self.options.stall, self._next_pts - _LEAD)
+            ahead = self._ahead
+            if ahead is not None and (ahead.over or ahead.epoch != self.ctx.epoch):
+                return
+            if clock.now() < due or (ahead is not None and ahead.busy):
+                await clock.sleep(max(due - clock.now(), _LOOK))
+                continue
+            if words := self._cutter.whole_words():
+                await self._say([(self._utterance, words)], pts, out, drain=False)
+            return
+
+    # ---------------------------------------------------------------- out
 
     def _begin(self, clause: Clause) -> None:
         """The next audio is this clause's: no earlier than it was written, nor than now."""
@@ -204,7 +220,7 @@ class StreamTts(Stage):
     async def _put(
         self, piece: Spoken, rate_hz: int, utterance: int, epoch: int, stop: Stop, out: Outputs
     ) -> None:
-        for part in _cut(piece, rate_hz * _CHUNK_MS // 1000):
+        for part in cut(piece, rate_hz * _CHUNK_MS // 1000):
             if stop.is_set():
                 return
             pcm, volume = part.pcm, self.params.volume
@@ -220,10 +236,3 @@ class StreamTts(Stage):
             )
             self._next_pts += len(pcm) * SECOND // rate_hz
             await out.send("audio", frame)
-
-
-def _cut(piece: Spoken, longest: int) -> list[Spoken]:
-    """Parts of at most `longest` samples; the words go with the last."""
-    parts = max(1, -(-len(piece.pcm) // longest))
-    arrays = np.array_split(piece.pcm, parts)
-    return [Spoken(pcm, piece.text if i == parts - 1 else "") for i, pcm in enumerate(arrays)]

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
+import itertools
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Protocol, TypeAlias
+from weakref import WeakKeyDictionary
 
+from ..models.tts_session import TtsSession
+from ..models.voice import Spoken, SteppedVoice
 from ..pipeline.clock import SECOND
 
 if TYPE_CHECKING:
-    from ..models.voice import Spoken, Voice
+    from ..models.voice import Voice
     from ..pipeline.stage import Context
 
 _PATIENCE = 30 * SECOND  # a deadline that no call misses, so that speech goes before work that has none
 
-Put: TypeAlias = "Callable[[Spoken, int], Awaitable[None]]"  # a piece of speech and its Hz
+Put: TypeAlias = Callable[[Spoken, int], Awaitable[None]]  # a piece of speech and its Hz
 
 
 class Engine(Protocol):
+    ahead: int  # pieces that may be made before they are put on
+
     async def speak(self, text: str, rate: float, stop: Stop, put: Put) -> None:
         """Speak a clause at `rate` times the usual speed and put it as it comes.
 
@@ -45,16 +53,51 @@ class Stop:
 
 
 class EmbeddedEngine:
-    """A voice of this machine. A clause is synthesised whole off the loop (some 10 ms for flite)."""
+    """A voice of this machine, off the loop: flite and espeak-ng a clause at a time, others step by step.
+
+    Of all sessions that speak, the one whose sound ends soonest goes first.
+    """
+
+    ahead = 60  # pieces of 40 to 80 ms: what is thrown away at a barge-in cost some 50 ms of flite's CPU
 
     def __init__(self, voice: Voice, ctx: Context) -> None:
         self._voice, self._ctx = voice, ctx
+        self._reply: Stop | None = None  # what `_sounds_until` is of
+        self._sounds_until = 0
 
     async def warm(self) -> None:
         """The first call of a voice reads its tables from disk."""
         await self._ctx.pool().call(self._voice.synthesise, "Ready.", _unheard, lambda: False)
 
     async def speak(self, text: str, rate: float, stop: Stop, put: Put) -> None:
+        if self._reply is not stop:
+            self._reply, self._sounds_until = stop, 0
+
+        async def count(piece: Spoken, rate_hz: int) -> None:
+            self._sounds_until = max(self._sounds_until, self._ctx.clock.now())
+            self._sounds_until += len(piece.pcm) * SECOND // rate_hz
+            await put(piece, rate_hz)
+
+        if isinstance(self._voice, SteppedVoice):
+            await self._in_steps(text, rate, stop, count)
+        else:
+            await self._at_once(text, rate, stop, count)
+
+    @property
+    def _deadline(self) -> int:
+        return max(self._sounds_until, self._ctx.clock.now()) + _PATIENCE
+
+    async def _in_steps(self, text: str, rate: float, stop: Stop, put: Put) -> None:
+        session = TtsSession(self._voice, rate=rate)
+        session.say(text)
+        pool = self._ctx.pool()
+        while not stop.is_set():
+            chunk = await pool.call(session.step, deadline=self._deadline)
+            if chunk is None or stop.is_set():
+                return
+            await put(Spoken(chunk.pcm, chunk.text), self._voice.rate_hz)
+
+    async def _at_once(self, text: str, rate: float, stop: Stop, put: Put) -> None:
         pieces = _Handoff(asyncio.get_running_loop())
 
         def synthesise() -> None:
@@ -62,7 +105,8 @@ class EmbeddedEngine:
 
         async def produce() -> None:
             try:
-                await self._ctx.pool().call(synthesise, deadline=self._ctx.clock.now() + _PATIENCE)
+                async with _turns().turn(self._deadline):
+                    await self._ctx.pool().call(synthesise, deadline=self._deadline)
             finally:
                 pieces.close()
 
@@ -71,6 +115,50 @@ class EmbeddedEngine:
             while (piece := await pieces.get()) is not None:
                 if not stop.is_set():
                     await put(piece, self._voice.rate_hz)
+
+
+class _Turns:
+    """One clause at a time: flite and espeak-ng are one synthesiser for the whole process. Whoever's sound ends first is
+    next, where the libraries' locks would let the same session make its second clause before another's first."""
+
+    def __init__(self) -> None:
+        self._taken = False
+        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._order = itertools.count()
+
+    @asynccontextmanager
+    async def turn(self, due: int) -> AsyncGenerator[None]:
+        """due: ns, the earliest goes first."""
+        if self._taken:
+            mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            heapq.heappush(self._waiting, (due, next(self._order), mine))
+            try:
+                await mine
+            except asyncio.CancelledError:
+                if mine.done() and not mine.cancelled():  # it was given to a waiter that goes
+                    self._next()
+                raise
+        self._taken = True
+        try:
+            yield
+        finally:
+            self._next()
+
+    def _next(self) -> None:
+        self._taken = False
+        while self._waiting:
+            waiter = heapq.heappop(self._waiting)[2]
+            if not waiter.done():
+                self._taken = True
+                waiter.set_result(None)
+                return
+
+
+_by_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, _Turns] = WeakKeyDictionary()
+
+
+def _turns() -> _Turns:
+    return _by_loop.setdefault(asyncio.get_running_loop(), _Turns())
 
 
 def _unheard(piece: Spoken) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 
-from ..models.voice import Mark, Marked, Spoken
+from ..models.voice import Evenly, Spoken
 from ..pipeline.breaker import CircuitBreaker
 from ..pipeline.clock import SECOND
 from ..pipeline.stage import Context, StageError
@@ -28,9 +27,6 @@ _PIECE_MS = (20, 60)  # shortest and longest that is put on
 _TAIL_MS = 10  # held back to the end, so that there is sound for the last words to go with
 _PACE = 14.0  # characters a second, of an English reader; then as this voice was heard to be
 _PACES = (2.0, 40.0)
-
-# A word with what follows it; Japanese and Chinese have no blanks, there each character counts as one.
-_WORD = re.compile(r"\s*(?:[\u3040-\u30ff\u3400-\u9fff]|[^\s\u3040-\u30ff\u3400-\u9fff]+)\s*")
 
 
 class SpeechEndpoint(BaseModel):
@@ -72,6 +68,8 @@ class RemoteEngine:
     Endpoints tell no times of words: they are placed evenly along the clause, at the pace at which this voice
     spoke the clauses before. So an interrupted reply's last word may be off by one or two.
     """
+
+    ahead = 200  # pieces of up to 60 ms: a clause, and the beginning of the next; 0.6 MB
 
     def __init__(self, options: SpeechEndpoint, ctx: Context, embedded: Engine | None) -> None:
         self._options, self._ctx, self._embedded = options, ctx, embedded
@@ -150,7 +148,7 @@ class _Pieces:
 
     def __init__(self, text: str, pace: float, put: Put) -> None:
         self._text, self._pace, self._put = text, pace, put
-        self._marked: Marked | None = None
+        self._marked: Evenly | None = None
         self._held: Pcm = np.zeros(0, np.int16)
         self._rate_hz = 0
         self._put_samples = 0
@@ -164,8 +162,7 @@ class _Pieces:
     async def push(self, pcm: Pcm, rate_hz: int) -> None:
         if self._marked is None:
             self._rate_hz = rate_hz
-            ends = [m.end() for m in _WORD.finditer(self._text)][:-1]  # the last word ends with the sound
-            self._marked = Marked(self._text, [Mark(end, int(end / self._pace * rate_hz)) for end in ends])
+            self._marked = Evenly(self._text, self._pace, rate_hz)
         self._held = np.concatenate([self._held, pcm])
         shortest, longest = (ms * rate_hz // 1000 for ms in _PIECE_MS)
         at, end = 0, len(self._held) - _TAIL_MS * rate_hz // 1000

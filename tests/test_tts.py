@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from penstock.models import voices
+from penstock.models.clauses import ClauseCutter
 from penstock.models.flite_voice import FliteVoice
+from penstock.models.tts_session import Chunk, TtsSession
 from penstock.models.voice import NoVoice, Spoken, Voice, speakable
-from penstock.pipeline.clock import SECOND
+from penstock.pipeline.clock import MS, SECOND, ManualClock
 from penstock.pipeline.frame import Frame, TokenFrame
 from penstock.pipeline.stage import Flush, SetParams, StageError
-from penstock.stages.clauses import ClauseCutter
 from penstock.stages.tts import StreamTts
 
 from .fakes import Collected, FakeContext, feed
@@ -146,9 +147,131 @@ def test_speech_begins_before_the_sentence_ends() -> None:
     async def main() -> None:
         stage, out = await started(), Collected()
         await feed(stage, "text", delta("As far as I can tell, "), out)
-        assert out.of("audio")
+        await settle(lambda: bool(out.of("audio")))
+        await stage.close()
 
     asyncio.run(main())
+
+
+async def settle(fact: Callable[[], bool]) -> None:
+    """Some turns of the loop: the pool of the tests works at once."""
+    for _ in range(200):
+        if fact():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError
+
+
+class StoppedClock(ManualClock):
+    """Moves when told; who sleeps looks at each turn of the loop."""
+
+    async def sleep(self, duration: int) -> None:
+        until = self.now() + duration
+        while self.now() < until:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+
+    async def move(self, duration: int) -> None:
+        self.time += duration
+        for _ in range(200):
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(
+    ("deltas", "after_stall"),
+    [
+        (["I think", " that"], "I think "),  # "that" may be the beginning of "thatched"
+        (["Well ", "then "], "Well then "),
+        (["Well"], ""),
+        (["🎉 "], ""),
+        (["The weather in the mountains stays sunny, so we ", "could go "], None),
+    ],
+)
+def test_a_writer_that_stalls_is_not_waited_for(deltas: list[str], after_stall: str | None) -> None:
+    async def main() -> None:
+        voice()
+        clock, out = StoppedClock(), Collected()
+        stage = StreamTts(StreamTts.Options(stall=400 * MS))
+        stage.ctx = FakeContext(clock)
+        await stage.setup()
+
+        def said() -> str:
+            return "".join(f.text for f in out.of("audio"))
+
+        for text in deltas:
+            await feed(stage, "text", TokenFrame(pts=0, text=text, utterance=1, end=False), out)
+            await clock.move(150 * MS)
+        before = said()
+        if after_stall is not None:
+            assert before == ""
+        await clock.move(200 * MS)
+        assert said() == before  # 350 ms after the last
+        await clock.move(60 * MS)
+        if after_stall is not None:
+            assert said() == after_stall
+        else:  # what still sounds is not cut short for it
+            assert said() == before != ""
+            await clock.move(sum(f.duration for f in out.of("audio")))
+            assert said() == "".join(deltas)
+        await feed(stage, "text", TokenFrame(pts=0, text=" last one.", utterance=1, end=True), out)
+        assert said() in ("".join(deltas) + " last one.", " last one.")
+        await stage.close()
+        assert len(asyncio.all_tasks()) == 1
+
+    asyncio.run(main())
+
+
+def test_a_flush_while_the_writer_stalls_forgets_what_was_not_said() -> None:
+    async def main() -> None:
+        voice()
+        clock, out = StoppedClock(), Collected()
+        stage = StreamTts()
+        stage.ctx = ctx = FakeContext(clock)
+        await stage.setup()
+        await feed(stage, "text", TokenFrame(pts=0, text="I think ", utterance=1, end=False), out)
+        ctx.epoch = 1
+        await stage.control(Flush("reply", 1))
+        await clock.move(SECOND)
+        assert not out.frames
+        await stage.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_session_steps_through_small_chunks_that_say_the_text(name: str) -> None:
+    text = "Hello 🎉 there. I see a picture, mostly blue, and so on"
+    session = TtsSession(voice(name))
+    chunks: list[Chunk] = []
+    for word in text.split(" "):
+        session.push(word if word == "on" else word + " ")
+        while (chunk := session.step()) is not None:
+            chunks.append(chunk)
+    assert (
+        "".join(c.text for c in chunks) == "Hello 🎉 there. I see a picture, "
+    )  # nobody waits for the sentence
+    session.end()
+    while (chunk := session.step()) is not None:
+        chunks.append(chunk)
+    assert "".join(c.text for c in chunks) == text
+    assert all(0 < len(c.pcm) <= session.rate_hz * 80 // 1000 for c in chunks)
+    assert all(
+        a.start + len(a.pcm) == b.start and a.mark.until_char <= b.mark.until_char
+        for a, b in pairwise(chunks)
+    )
+    assert session.samples == chunks[-1].mark.sample
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_cancel_tells_the_words_that_were_heard_and_nothing_follows(name: str) -> None:
+    session = TtsSession(voice(name))
+    session.push("One two three four five six. Seven eight nine.")
+    session.end()
+    chunks = [chunk for _ in range(12) if (chunk := session.step()) is not None]
+    heard = chunks[7].mark
+    spoken = session.cancel(heard.sample)
+    assert spoken == "One two three four five six. Seven eight nine."[: heard.until_char]
+    assert session.step() is None
+    assert TtsSession(voice(name)).cancel(10_000) == ""
 
 
 def test_frames_are_small_gapless_and_carry_the_words_and_the_epoch() -> None:

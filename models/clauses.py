@@ -48,6 +48,16 @@ class ClauseCutter:
         rest, self._text, self._started = self._text, "", False
         return rest
 
+    def whole_words(self) -> str:
+        """What there is up to the last blank, for when no more text comes; "" when no word is sure to be whole."""
+        ends = [m.end() for m in _BLANK.finditer(self._text)]
+        at = ends[-1] if ends else 0
+        if not any(c.isalnum() for c in self._text[:at]):
+            return ""
+        words, self._text = self._text[:at], self._text[at:]
+        self._started = True
+        return words
+
     def _end(self) -> int:
         """Where the first clause ends; 0 when it may go on."""
         longest = _LONGEST if self._started else _FIRST_LONGEST
