@@ -6,7 +6,8 @@ Prints JSON lines, the summary last. Times are wall ms unless the name says othe
 
 first_audio_ms: the first delta of a reply → its first frame out of `tts.stream`; the deltas come at once, word by word.
 rtf: CPU seconds for a second of speech. Engine "endpoint" is a server in the same process that answers at once: our side's cost.
-wer: 20 Harvard-like sentences through the voice and PocketSphinx with its large model; biased against formant voices.
+wer: Harvard sentences through the voice and PocketSphinx with its large model: 20, with --full 72 and three seeds.
+pocket_*: pocket-tts at its true shape, with random weights where the true ones were not pulled.
 gap_free: share of replies of sessions that all speak at once, on a pool that is kept full, without a gap at the sink.
 barge_in_to_silence_ms: the onset told by the VAD → silence; at the sink on the virtual clock, at the ear of an aiortc
 client over loopback WebRTC.
@@ -29,13 +30,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import av
-import jiwer
 import numpy as np
 from aiohttp import web
 from aiortc.mediastreams import MediaStreamTrack
 from penstock.models import voices
-from penstock.models.pocketsphinx_asr import open_recogniser
-from penstock.models.voice import NoVoice, Spoken, Voice
+from penstock.models.voice import NoVoice, Voice
 from penstock.pipeline import registry
 from penstock.pipeline.clock import MS, SECOND, MonotonicClock
 from penstock.pipeline.compiler import compile_text
@@ -45,9 +44,10 @@ from penstock.pipeline.stage import Out, Outputs, Ports, Stage
 from penstock.stages.tts import StreamTts
 from penstock.transport.audio_out import AUDIO_RATE, AudioOut
 from report import line, note, percentile
-from scipy.signal import resample_poly
 from voice_flow import flow
+from voice_pocket import pocket
 from voice_turns import command, conversation
+from voice_words import FEW, SENTENCES, words
 
 from tests.client import Client, serving
 
@@ -59,28 +59,6 @@ REPLIES = (
     "The weather in the mountains will stay sunny and warm for the rest of the week",
     "Well, that depends on how many people you want to invite to the party on Saturday.",
 )
-SENTENCES = [
-    "the birch canoe slid on the smooth planks",
-    "glue the sheet to the dark blue background",
-    "it is easy to tell the depth of a well",
-    "these days a chicken leg is a rare dish",
-    "rice is often served in round bowls",
-    "the juice of lemons makes fine punch",
-    "the box was thrown beside the parked truck",
-    "four hours of steady work faced us",
-    "a large size in stockings is hard to sell",
-    "the boy was there when the sun rose",
-    "a rod is used to catch pink salmon",
-    "the source of the huge river is the clear spring",
-    "kick the ball straight and follow through",
-    "help the woman get back to her feet",
-    "a pot of tea helps to pass the evening",
-    "smoky fires lack flame and heat",
-    "the soft cushion broke the mans fall",
-    "the salt breeze came across from the sea",
-    "the girl at the booth sold fifty bonds",
-    "your meeting with the design team starts at half past three on thursday",
-]
 
 
 class Bench:
@@ -179,29 +157,6 @@ async def engine(name: str, options: dict[str, Any], rounds: int = 4) -> dict[st
     }
     line(part="engine", engine=name, **figures)
     return figures
-
-
-def round_trip(name: str) -> float | None:
-    voice = known(name)
-    if voice is None:
-        return None
-    ear = open_recogniser()
-    heard: list[str] = []
-    for sentence in SENTENCES:
-        pieces: list[Spoken] = []
-        voice.synthesise(sentence[0].upper() + sentence[1:] + ".", pieces.append, lambda: False)
-        sound = np.concatenate([p.pcm for p in pieces]).astype(np.float32)
-        if voice.rate_hz != 16_000:
-            sound = resample_poly(sound, 16_000, voice.rate_hz).astype(np.float32)
-        sound *= 0.4 / np.abs(sound).max()
-        padded = np.concatenate([np.zeros(3200, np.float32), sound, np.zeros(4800, np.float32)])
-        padded += np.random.default_rng(0).normal(0, 1e-4, len(padded)).astype(np.float32)
-        ear.begin()
-        ear.advance(padded)
-        heard.append(ear.finish() or "-")
-    wer = round(jiwer.wer(SENTENCES, heard), 3)
-    line(part="round_trip", engine=name, wer=wer)
-    return wer
 
 
 # ---------------------------------------------------------------- a full pool
@@ -349,7 +304,7 @@ def main() -> None:
     skip = set(args.skip.split(","))
     engines = {n: asyncio.run(engine(n, {"voice": n})) for n in ENGINES if known(n) is not None}
     engines["endpoint"] = asyncio.run(endpoint())
-    summary: dict[str, Any] = {"area": "voice", "engines": engines, **flow()}
+    summary: dict[str, Any] = {"area": "voice", "engines": engines, **flow(), **pocket()}
     if "pool" not in skip:
         summary["gap_free"] = asyncio.run(full_pool())
     if "ear" not in skip:
@@ -361,7 +316,7 @@ def main() -> None:
         summary |= conversation(args.conversation)
     if "wer" not in skip:
         names = ENGINES if args.full else ("flite:rms", "espeak", "flow")
-        summary["wer"] = {name: round_trip(name) for name in names}
+        summary |= words(names, SENTENCES if args.full else SENTENCES[:FEW], range(3 if args.full else 1))
     line(**summary)
 
 

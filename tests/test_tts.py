@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,12 +16,12 @@ from penstock.models.clauses import ClauseCutter
 from penstock.models.flite_voice import FliteVoice
 from penstock.models.tts_session import Chunk, TtsSession
 from penstock.models.voice import NoVoice, Spoken, Voice, speakable
-from penstock.pipeline.clock import MS, SECOND, ManualClock
+from penstock.pipeline.clock import MS, NEVER, SECOND, ManualClock
 from penstock.pipeline.frame import Frame, TokenFrame
 from penstock.pipeline.stage import Flush, SetParams, StageError
 from penstock.stages.tts import StreamTts
 
-from .fakes import Collected, FakeContext, feed
+from .fakes import Collected, FakeContext, InlinePool, feed
 
 ALL = [name for name in voices.NAMES if name != "auto"]
 
@@ -238,7 +239,7 @@ def test_a_flush_while_the_writer_stalls_forgets_what_was_not_said() -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_a_session_steps_through_small_chunks_that_say_the_text(name: str) -> None:
+def test_a_session_gives_small_chunks_that_say_the_text(name: str) -> None:
     text = "Hello 🎉 there. I see a picture, mostly blue, and so on"
     session = TtsSession(voice(name))
     chunks: list[Chunk] = []
@@ -246,9 +247,7 @@ def test_a_session_steps_through_small_chunks_that_say_the_text(name: str) -> No
         session.push(word if word == "on" else word + " ")
         while (chunk := session.step()) is not None:
             chunks.append(chunk)
-    assert (
-        "".join(c.text for c in chunks) == "Hello 🎉 there. I see a picture, "
-    )  # nobody waits for the sentence
+    assert "".join(c.text for c in chunks) == "Hello 🎉 there. "  # nobody waits for the end
     session.end()
     while (chunk := session.step()) is not None:
         chunks.append(chunk)
@@ -340,6 +339,116 @@ def test_many_sessions_speak_at_once() -> None:
         return await asyncio.gather(*(one(n) for n in range(8)))
 
     assert asyncio.run(main()) == [f"Session {n} speaks." for n in range(8)]
+
+
+class CountedVoice:
+    """Notes whose clause it makes; 40 ms of sound a character."""
+
+    name, rate_hz = "counted", 16_000
+
+    def __init__(self) -> None:
+        self.made: list[str] = []
+
+    def synthesise(
+        self, text: str, sink: Callable[[Spoken], None], should_stop: Callable[[], bool], *, rate: float = 1.0
+    ) -> None:
+        self.made.append(text)
+        for char in text:
+            sink(Spoken(np.zeros(640, np.int16), char))
+
+
+class TurnPool(InlinePool):
+    """Calls take a turn of the loop, as threads would."""
+
+    async def call(self, fn: Callable[..., Any], *args: object, deadline: int = NEVER) -> Any:
+        await asyncio.sleep(0)
+        return fn(*args)
+
+
+def test_every_session_is_heard_before_anyone_gets_a_second_clause(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = CountedVoice()
+
+    def load(name: str) -> Voice:
+        return counted
+
+    monkeypatch.setattr(voices, "load", load)
+
+    async def main() -> None:
+        pool, stages = TurnPool(), list[StreamTts]()
+        for _ in range(4):
+            stage = StreamTts()
+            stage.ctx = ctx = FakeContext()
+            ctx.pools = pool
+            await stage.setup()
+            stages.append(stage)
+        counted.made.clear()
+        text = "{0} begins here. {0} goes on with a second sentence. {0} has a third."
+        said = [
+            feed(stage, "text", delta(text.format(n), end=True), Collected())
+            for n, stage in zip("ABCD", stages, strict=True)
+        ]
+        await asyncio.gather(*said)
+        order = "".join(clause[0] for clause in counted.made)
+        assert len(order) == 12
+        assert set(order[:4]) == set("ABCD")
+        assert set(order[4:8]) == set("ABCD")
+
+    asyncio.run(main())
+
+
+def test_the_next_clause_is_made_while_the_last_is_still_put_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = CountedVoice()
+
+    def load(name: str) -> Voice:
+        return counted
+
+    monkeypatch.setattr(voices, "load", load)
+
+    async def main() -> None:
+        stage, out, room = StreamTts(), Collected(), asyncio.Event()
+        stage.ctx = FakeContext()
+        await stage.setup()
+        counted.made.clear()
+        sent = out.send
+
+        async def slowly(port: str, frame: Frame) -> None:
+            await sent(port, frame)
+            await room.wait()
+
+        out.send = slowly
+        text = "One two three. Four five six. " + "And a very long sentence that goes on and on. " * 8
+        saying = asyncio.create_task(feed(stage, "text", delta(text, end=True), out))
+        await settle(lambda: len(counted.made) >= 2)
+        for _ in range(300):
+            await asyncio.sleep(0)
+        assert len(out.frames) == 1
+        assert len(counted.made) < 6  # but not all of it: nobody may want to hear it
+        room.set()
+        await saying
+        assert "".join(f.text for f in out.of("audio")) == text
+
+    asyncio.run(main())
+
+
+def test_a_voice_that_breaks_is_told_to_whoever_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(CountedVoice):
+        def synthesise(self, text: str, *args: Any, **more: Any) -> None:
+            if text != "Ready.":
+                raise RuntimeError("the library is gone")
+
+    broken = Broken()
+    monkeypatch.setattr(voices, "load", lambda name: broken)  # pyright: ignore[reportUnknownArgumentType, reportUnknownLambdaType]
+
+    async def main() -> None:
+        stage = StreamTts()
+        stage.ctx = FakeContext()
+        await stage.setup()
+        with pytest.raises(ExceptionGroup) as told:
+            await feed(stage, "text", delta("Hello there.", end=True), Collected())
+        assert told.value.subgroup(RuntimeError)
+        await stage.close()
+
+    asyncio.run(main())
 
 
 def test_no_voice_is_told_at_setup(monkeypatch: pytest.MonkeyPatch) -> None:
