@@ -130,6 +130,22 @@ def count_sessions(page: Page) -> None:
     )
 
 
+def test_a_picture_that_does_not_come_is_told(studio: Served, camera: Path) -> None:
+    with chromium(camera=camera) as browser:
+        page = browser.pages[0]
+        faults = go_live(page, studio.url)
+        picture(page)
+        assert page.is_hidden("#veil")
+        page.evaluate(
+            "document.getElementById('remote').getVideoPlaybackQuality = () => ({totalVideoFrames: 7})"
+        )
+        until(page, "/No picture .* for [345] s/.test(document.getElementById('veil').textContent)")
+        assert page.is_visible("#veil")
+        page.evaluate("delete document.getElementById('remote').getVideoPlaybackQuality")
+        until(page, "document.getElementById('veil').hidden")
+        assert not faults
+
+
 @pytest.mark.skipif(bool(missing(voice=True)), reason=missing(voice=True))
 def test_a_spoken_command_is_captioned_obeyed_and_answered(
     studio: Served, camera: Path, tmp_path: Path

@@ -14,6 +14,7 @@ import { Captions, Talk } from "./talk.js";
 const $ = (id) => document.getElementById(id);
 const RETRY_S = [1, 2, 4, 8, 15];
 const STATS_MS = 500;
+const LATE_S = 3; // so long without a picture is told
 const STALE_MS = 1500; // no new picture for this long: show the level ring instead
 const QUIET_MS = 700; // silence that ends "it speaks"
 const IDEAS = ["what do you see", "neon", "pencil sketch", "what time is it"];
@@ -288,10 +289,13 @@ setInterval(() => {
   if ($("interrupt").hidden === speaking) $("interrupt").hidden = !speaking;
   const count = $("remote").getVideoPlaybackQuality?.().totalVideoFrames ?? 0;
   if (count !== pictures.count) pictures = { count, at: now };
+  if (state !== "live") pictures.at = now; // a connection's first picture is waited for from its start
   const stale = now - pictures.at > STALE_MS;
   $("remote").hidden = state !== "live" || stale;
-  $("veil").hidden = state !== "live" || !stale || on.video;
-  $("veil").textContent = "Your camera is off";
+  const waited = Math.round((now - pictures.at) / 1000);
+  const wanting = on.video && $("remote").srcObject && waited >= LATE_S;
+  $("veil").hidden = state !== "live" || !stale || (on.video && !wanting);
+  $("veil").textContent = on.video ? `No picture from the server for ${waited} s: it may be too busy` : "Your camera is off";
   if (state === "live" && stale) orb.show(() => [mine.read() * on.audio, theirs.read()]);
   else orb.hide();
 }, 250);
