@@ -30,6 +30,7 @@ from penstock.models.log_mel import LogMel, LogMelState
 from penstock.models.tokens import WordTokens
 from penstock.models.training import flite_words
 from penstock.models.training.command_speech import phrase
+from penstock.models.training.offline import transcribe
 from penstock.models.whisper_dims import SIZES, BlockPlan, WhisperDims
 from penstock.models.whisper_loader import quantized
 from penstock.models.whisper_ort import OrtWhisper
@@ -195,14 +196,7 @@ def fixture(phrases: int) -> dict[str, object]:
         if [w for w, _ in given] == text.split():  # latency needs to know which word is which
             late += [h / 1e6 - (end + 0.3) * 1000 for (_, h), end in zip(given, spoken.ends, strict=True)]
         frames = LogMel().forward(torch.from_numpy(pcm[3200:]))
-        audio = model.encoder(frames[None, :, : frames.shape[1] // 2 * 2], checkpoint.plan)
-        tokens: list[int] = []
-        while len(tokens) < 20:
-            best = int(model.decoder(torch.tensor([[*words.prefix, *tokens]]), audio)[0, -1].argmax())
-            if best == words.eot:
-                break
-            tokens.append(best)
-        offline.append(words.decode(tokens))
+        offline.append(transcribe(model, frames, checkpoint.plan, words))
     return told(
         "fixture", chunk_ms=checkpoint.plan.chunk_ms, phrases=phrases, words=sum(len(s.split()) for s in said),
         wer_streaming=round(jiwer.wer(said, streamed), 4), wer_offline=round(jiwer.wer(said, offline), 4),

@@ -181,7 +181,7 @@ def _bring(folder: Path, file: Remote, hub: Hub, progress: Progress) -> Held:
     at = folder / file.place
     at.parent.mkdir(parents=True, exist_ok=True)
     if file.part.pickle:
-        _as_safetensors(got, at)
+        as_safetensors(got, at)
         got.unlink()
         digest = registry.sha256(at)
     else:
@@ -189,7 +189,7 @@ def _bring(folder: Path, file: Remote, hub: Hub, progress: Progress) -> Held:
     return Held(file.place, at.stat().st_size, digest, file.part.hub, file.commit)
 
 
-def _as_safetensors(source: Path, target: Path) -> None:
+def as_safetensors(source: Path, target: Path) -> None:
     """A pickled checkpoint's tensors, by torch's reader that makes nothing but tensors and plain containers."""
     import torch
     from safetensors.torch import save_file
@@ -198,6 +198,11 @@ def _as_safetensors(source: Path, target: Path) -> None:
         read = torch.load(source, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as e:
         raise ValueError(f"{source.name} holds more than tensors, or is broken: it is not read ({e})") from e
+    if isinstance(read, dict) and {"dims", "cfg", "state_dict"} <= read.keys():
+        from .whisper_loader import causal, save
+
+        save(causal(read, source), target)  # a causal Whisper: what says how to stream it must stay
+        return
     tensors = registry.plain(read)
     if not tensors:
         raise ValueError(f"{source.name} holds no tensors")

@@ -18,6 +18,10 @@ class Tokens(Protocol):
 
     def begins_word(self, token: int) -> bool: ...
 
+    def encode(self, word: str) -> list[int]:
+        """A word that follows others → its tokens. Raises: ValueError when it cannot be written."""
+        ...
+
 
 class WordTokens:
     """One token a word. Ids: the words, then the end of text, then the start."""
@@ -37,6 +41,11 @@ class WordTokens:
 
     def begins_word(self, token: int) -> bool:
         return token < len(self.words)
+
+    def encode(self, word: str) -> list[int]:
+        if word not in self.words:
+            raise ValueError(f"{word!r} is none of the {len(self.words)} words of this vocabulary")
+        return [self.words.index(word)]
 
 
 class WhisperTokens:
@@ -87,3 +96,6 @@ class WhisperTokens:
 
     def begins_word(self, token: int) -> bool:
         return token in self._begins
+
+    def encode(self, word: str) -> list[int]:
+        return list(self._tokenizer.encode(f" {word}", add_special_tokens=False).ids)

@@ -37,6 +37,7 @@ from .whisper_dims import BlockPlan, WhisperDims
 log = logging.getLogger(__name__)
 
 FORMAT = "penstock.whisper"
+OWN = "causal.safetensors"
 FIXTURE = Path(__file__).parent / "data" / "asr_fixture.safetensors"
 _POSITIONS = "encoder.positional_embedding"
 _TIED = "proj_out.weight"  # Hugging Face's name of the output layer, which is the embedding
@@ -87,7 +88,8 @@ def read(source: str | Path) -> Checkpoint:
             f"{text!r} is neither a file, a folder nor a hub id such as openai/whisper-tiny"
         )
     if path.is_dir():
-        return _hugging_face(path)
+        own = path / OWN  # what `penstock models` makes of a published causal one
+        return _own(own) if own.is_file() else _hugging_face(path)
     if path.suffix == ".safetensors":
         return _own(path)
     if path.suffix in (".pt", ".pth", ".bin"):
@@ -238,14 +240,15 @@ def _pickled(path: Path) -> Checkpoint:
     if {"dims", "model_state_dict"} <= keys:
         return Checkpoint(_dims(raw["dims"], path), raw["model_state_dict"] | {})
     if {"dims", "cfg", "state_dict"} <= keys:
-        return _causal(raw, path)
+        return causal(raw, path)
     raise CheckpointError(
         f"{path} has {', '.join(sorted(map(str, keys))) or 'no keys'}; accepted: dims and model_state_dict "
         "(OpenAI), or dims, cfg and state_dict (causal)"
     )
 
 
-def _causal(raw: Mapping[str, Any], path: Path) -> Checkpoint:
+def causal(raw: Mapping[str, Any], path: Path) -> Checkpoint:
+    """A published causal checkpoint as torch reads it, its adapters merged. Raises: CheckpointError."""
     cfg = raw["cfg"]
     try:
         gran, extra = int(cfg["gran"]), int(cfg.get("extra_gran_blocks", 0))

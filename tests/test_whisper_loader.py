@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from penstock.models import whisper_loader
+from penstock.models import pull, registry, whisper_loader
 from penstock.models.causal_whisper import CausalWhisper
 from penstock.models.lora import LoraLinear, adapt, merge
 from penstock.models.tokens import WhisperTokens, WordTokens
@@ -119,6 +119,19 @@ def test_causal_checkpoint_is_merged_and_says_its_blocks(model: CausalWhisper, t
         read = whisper_loader.read(path)
         assert read.plan == BlockPlan(chunk=5, first=10)
         assert same(whisper_loader.build(read), adapted)
+
+
+def test_a_pulled_causal_checkpoint_keeps_what_says_how_to_stream_it(
+    model: CausalWhisper, tmp_path: Path
+) -> None:
+    raw, adapted = causal(model)
+    torch.save(raw, tmp_path / "base_100.pt")
+    parts = registry.card("causal-whisper-base-300").parts
+    assert [p.place("base_300.pt") for p in parts if p.pickle] == [whisper_loader.OWN]
+    pull.as_safetensors(tmp_path / "base_100.pt", tmp_path / "pulled" / whisper_loader.OWN)
+    read = whisper_loader.read(tmp_path / "pulled")  # the folder, as a graph names it
+    assert read.plan == BlockPlan(chunk=5, first=10)
+    assert same(whisper_loader.build(read), adapted)
 
 
 def test_half_an_adapter_is_refused(model: CausalWhisper) -> None:

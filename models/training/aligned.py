@@ -10,7 +10,7 @@ arXiv 1710.08969, with the true word ends in place of a diagonal): it learns soo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 
 import numpy as np
@@ -48,6 +48,9 @@ class Batch:
     spans: Tensor  # (B·C, L, 2) frames [begin, end) in which the position's token is heard; 0, 0 for none
     phones: Tensor  # (B, T) _IGNORE where they are not known
     spotted: Tensor  # (B, T) the token whose word ends there, −1 for none, _IGNORE in the padding
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(*(getattr(self, f.name).to(device) for f in fields(self)))
 
 
 def collate(

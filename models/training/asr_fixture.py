@@ -19,15 +19,17 @@ import jiwer
 import numpy as np
 import torch
 from rich.progress import Progress
-from torch import Tensor, nn
+from torch import nn
 
 from .. import whisper_loader
 from ..causal_whisper import CausalWhisper
 from ..log_mel import LogMel
+from ..tokens import WordTokens
 from ..whisper_dims import BlockPlan, WhisperDims
 from ..whisper_loader import Checkpoint
 from .aligned import Aligned, Hints, collate, loss
 from .command_speech import WORDS, Bank, Sample, draw, spoken_bank
+from .offline import transcribe
 
 DIMS = WhisperDims(
     n_mels=80,
@@ -119,25 +121,12 @@ def advance(run: Run, items: list[Aligned], rng: np.random.Generator) -> float:
     return value.item()
 
 
-@torch.no_grad()
-def transcribe(model: CausalWhisper, mel: Tensor) -> str:
-    """The whole at once: (M, 2T) → words, greedily."""
-    audio = model.encoder(mel[None], PLAN)
-    tokens: list[int] = []
-    while len(tokens) < DIMS.n_text_ctx - 1:
-        best = int(model.decoder(torch.tensor([[SOT, *tokens]]), audio)[0, -1, :SOT].argmax())
-        if best == EOT:
-            break
-        tokens.append(best)
-    return " ".join(WORDS[t] for t in tokens)
-
-
 def word_error(model: CausalWhisper, bank: Bank, count: int) -> float:
     """Offline, on utterances whose joins and noises were never trained on."""
     mel = LogMel(DIMS.n_mels)
     samples = [s for s in draw(bank, [_HELD_OUT], count) if s.words]
     model.eval()
-    found = [transcribe(model, aligned(s, mel).mel) for s in samples]
+    found = [transcribe(model, aligned(s, mel).mel, PLAN, WordTokens(WORDS)) for s in samples]
     model.train()
     return jiwer.wer([" ".join(s.words) for s in samples], found)
 
