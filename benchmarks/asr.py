@@ -26,6 +26,7 @@ from asr_turns import turns
 from penstock.models import whisper_loader
 from penstock.models.asr_session import AsrEvent, AsrRows, AsrSession
 from penstock.models.causal_whisper import CausalWhisper
+from penstock.models.local_optimality import Hypothesis
 from penstock.models.log_mel import LogMel, LogMelState
 from penstock.models.tokens import WordTokens
 from penstock.models.training import flite_words
@@ -135,7 +136,7 @@ def end_to_end(size: str, kind: str) -> dict[str, object]:
     model = engine(dims, kind)
     words = WordTokens([str(i) for i in range(dims.n_vocab - 2)])
     asr = WhisperStreamer(model, words, CHUNK)
-    asr._new = 1  # pyright: ignore[reportPrivateUsage]
+    asr.writer.new = 1  # as people speak
     stream, front, state = asr.start(), LogMel(), LogMelState()
     total, service = 0.0, list[float]()
     seconds = 45
@@ -209,7 +210,7 @@ def streams_per_gpu(size: str, device: str) -> dict[str, object]:
     """Most streams whose common block, in one forward, is done within a chunk: bf16, 15 s and 50 tokens in."""
     model = CausalWhisper.random(SIZES[size]).to(device, torch.bfloat16)
     asr = WhisperStreamer(model, WordTokens([str(i) for i in range(SIZES[size].n_vocab - 2)]), CHUNK)
-    asr._new = 1  # pyright: ignore[reportPrivateUsage]
+    asr.writer.new = 1  # as people speak
     best, worst, count = 0, 0.0, 8
     while count <= 1024:
         streams = [asr.start() for _ in range(count)]
@@ -219,8 +220,7 @@ def streams_per_gpu(size: str, device: str) -> dict[str, object]:
                 kv.put(torch.randn(shape).to(kv.k), torch.randn(shape).to(kv.v), 0)
                 kv.advance(750)
             stream.encoder.at = 750
-            stream.text.tokens, stream.text.scores = list(range(50)), [0.0] * 50
-            stream.text.committed = 48
+            stream.beams = [Hypothesis(list(range(50)), [0.0] * 50, committed=48)]
             stream.encoder.queue.push(mel(30).to(device))
         took: list[float] = []
         for _ in range(5):

@@ -217,8 +217,8 @@ class Decoder(nn.Module):
             x = x + block.mlp(block.mlp_ln(x))
         return self.ln(x)
 
-    def logits(self, hidden: Tensor, sizes: Sequence[int] = ()) -> Tensor:
-        """(R, D) → (R, V), float32. `sizes`: how many rows are each stream's; here all go at once."""
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(R, D) → (R, V), float32."""
         if self.head is not None:
             return self.head(hidden)
         return F.linear(hidden, self.token_embedding.weight).float()

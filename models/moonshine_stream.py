@@ -25,7 +25,7 @@ from torch import Tensor
 from .attention_kv import KvBuffer
 from .framed_pcm import FramedPcm, samples
 from .hub_folder import hub_folder
-from .local_optimality import TAIL, Hypothesis, checked, revise, settle
+from .local_optimality import TAIL, Hypothesis, checked, reviews, revise, settle
 from .moonshine_encoder import FRAME, EncoderState, MoonshineEncoder
 from .stream_words import StreamWord, give_words
 from .whisper_dims import BlockPlan
@@ -105,6 +105,7 @@ class MoonshineStreamer:
                 f"a chunk of {chunk_ms} ms is too long for a window of {self.window * FRAME_MS} ms"
             )
         self._new = 4 + math.ceil(_TOKENS_PER_S * chunk_ms / 1000)
+        self._stood = reviews(chunk_ms / 1000)
         self._room = min(_ROOM, config.max_position_embeddings) - 1
         start = config.decoder_start_token_id
         self._start: int = config.bos_token_id if start is None else start
@@ -193,7 +194,8 @@ class MoonshineStreamer:
     def _seam(self, stream: MoonshineStream, n: int) -> Seam:
         """Where a full window is cut so that `n` more frames and their tokens have room."""
         now = len(stream.audio)
-        seam = find_seam(stream.said, now, _GRID, int(self.window * _KEEP))
+        open_words = len(stream.text.tokens) > stream.worded
+        seam = find_seam(stream.said, now, _GRID, int(self.window * _KEEP), open_words=open_words)
         crowd = len(stream.text.tokens) - seam.tokens + self._new - self._room
         tokens = min(stream.worded, seam.tokens + max(0, crowd))
         return Seam(max(seam.frame, now + n - self.window), tokens)
@@ -234,12 +236,11 @@ class MoonshineStreamer:
             token = int(row.argmax())
             if token in self._ends or len(text.tokens) >= self._room:
                 break
-            text.tokens.append(token)
-            text.scores.append(float(row[token]))
+            text.add(token, float(row[token]))
             hidden, weights = self._read([token], cache)
             row = self.model.proj_out(hidden)[-1]
             kept.append(weights)
-        settle(text, tail=TAIL)
+        settle(text, tail=TAIL, stood=self._stood)
         return torch.cat(kept, 1).float().cpu()
 
     def _read(self, ids: Sequence[int], cache: Any) -> tuple[Tensor, Tensor]:

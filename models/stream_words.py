@@ -47,7 +47,8 @@ def give_words(
 ) -> list[StreamWord]:
     """Whole words below the commit line that have not been given yet, with their times.
 
-    now: frames in the window. attention: (K, n + 1, A) of the n tokens and the end; without it, times are even shares.
+    now: frames in the window. attention: (K, n + 1, A) of the last n tokens and the end; without it, times are even
+    shares.
     """
     tokens, line = window.text.tokens, window.text.committed
     starts = [spelling.begins_word(t) for t in tokens]
@@ -55,18 +56,17 @@ def give_words(
     if not everything:  # a word is whole when the next one has begun, also when that may still change
         while end > window.worded and end < len(tokens) and not starts[end]:
             end -= 1
-        if end == len(tokens):
-            return []
     if end <= window.worded:
         return []
     new = len(tokens) - window.worded
     times: list[tuple[int, int]] = []
-    if attention is not None and attention.shape[1] == len(tokens) + 1:
+    before = 0 if attention is None else len(tokens) + 1 - attention.shape[1]  # tokens without a row
+    if attention is not None and 0 <= before <= window.worded:
         shift = now - attention.shape[2]
         heard = attention[:, :, max(0, window.last_end - window.origin - shift) :]  # words are in order
         if heard.shape[2] > new:
             shift = now - heard.shape[2]
-            times = [(a + shift, b + shift) for a, b in token_times(heard, window.worded)]
+            times = [(a + shift, b + shift) for a, b in token_times(heard, window.worded - before)]
     if not times:
         begin = max(0, window.last_end - window.origin)
         times = even_shares(new, begin, max(now, begin + 1))

@@ -1,22 +1,25 @@
-"""Causal Whisper as ONNX graphs, written from its weights: four of them, each over the rows of one stream.
+"""Causal Whisper as ONNX graphs, written from its weights: four of them, each over the rows of some streams.
 
 | graph | in | out |
 |---|---|---|
-| encoder | mel window, positions, keys and values so far | states, new keys and values |
+| encoder | mel windows, positions; of each stream keys and values so far | states, new keys and values |
 | hear | states | cross-attention keys and values of all decoder layers |
-| body | embedded tokens, keys and values so far, cross keys and values | hidden states, new keys and values, attention |
+| body | embedded tokens; of each stream keys and values so far, cross ones | hidden states, new keys and values, attention |
 | head | hidden states | logits |
 
+What has weights is done for all rows at once, attention stream by stream (`lanes` of them, some of which may be empty).
 Keys and values come as they lie in memory, (H, A, Dh), unfilled positions and all, and a mask says which count: that
 costs some arithmetic and saves a copy of megabytes a step. What is new is attended to beside them.
 
-int8: symmetric weights, one scale an output; activations are quantised as they come, with one scale a matrix, so a
-matrix must never hold rows of two streams.
+int8: symmetric weights, one scale an output; activations are quantised as they come, row by row, so a row does not depend
+on the strangers beside it.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,6 +37,16 @@ _OPSET, _IR = 17, 9
 def upper(layers: int) -> list[int]:
     """The decoder layers whose attention tells word times."""
     return [i for i in range(layers) if 2 * i >= layers - 1]
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """One stream's inputs of a graph, by name."""
+
+    name: str  # what its inputs' names end with
+    mask: str  # (…, A + n)
+    sizes: str  # [A, n]
+    audio_mask: str = ""  # (1, 1, S)
 
 
 class Graph:
@@ -90,10 +103,19 @@ class Graph:
             return y if bias is None else self.op("Add", y, self.weight(bias))
         scale = np.maximum(np.abs(w).max(1), 1e-8).astype(np.float32) / np.float32(127)
         q = np.round(w / scale[:, None]).astype(np.int8).T
-        inputs = [x, self.weight(q), self.weight(scale), ""]
-        if bias is not None:
-            inputs.append(self.weight(bias))
-        return self.op("DynamicQuantizeMatMul", *inputs, domain=_MS)
+        one, middle = self.weight(np.array(1, np.float32)), self.weight(np.array(128, np.uint8))
+        peak = self.op("ReduceMax", self.op("Abs", x), axes=[-1], keepdims=1)
+        step = self.op("Max", self.op("Mul", peak, self.weight(np.array(1 / 127, np.float32))), self._least())
+        rounded = self.op("QuantizeLinear", self.op("Div", x, step), one, middle)
+        y = self.op(
+            "MatMulIntegerToFloat", rounded, self.weight(q), one, self.weight(scale), middle, domain=_MS
+        )
+        y = self.op("Mul", y, step)
+        return y if bias is None else self.op("Add", y, self.weight(bias))
+
+    def _least(self) -> str:
+        """A step of a row that is all zeros."""
+        return self.weight(np.array(1e-8, np.float32))
 
     def norm(self, x: str, layer: nn.LayerNorm) -> str:
         return self.op(
@@ -126,40 +148,69 @@ class Graph:
         h = self.gelu(self.linear(h, wide.weight, wide.bias, int8=int8))
         return self.op("Add", x, self.linear(h, narrow.weight, narrow.bias, int8=int8))
 
-    def self_attention(self, x: str, block: Block, index: int, mask: str, sizes: str, *, int8: bool) -> str:
-        """Over keys and values so far and the new ones: mask (…, A + n), sizes [A, n]."""
+    def apart(self, x: str, lanes: Sequence[Lane], axis: int) -> list[str]:
+        """Rows of all lanes → each lane's."""
+        if len(lanes) == 1:
+            return [x]
+        return self.op("Split", x, "rows", outs=len(lanes), axis=axis)
+
+    def joined(self, parts: list[str]) -> str:
+        """(H, n, Dh) of each lane → (H, N, Dh)."""
+        return parts[0] if len(parts) == 1 else self.op("Concat", *parts, axis=1)
+
+    def lanes(self, count: int, names: Callable[[str], Lane]) -> list[Lane]:
+        """Inputs of each lane, and how many rows each has."""
+        if count > 1:
+            self.input("rows", [count], integer=True)
+        return [names(f"_{i}") for i in range(count)]
+
+    def self_attention(self, x: str, block: Block, index: int, lanes: Sequence[Lane], *, int8: bool) -> str:
+        """Over keys and values so far and the new ones."""
         attn, width, count = block.attn, block.attn.query.in_features, block.attn.heads
-        dims: list[int | str] = [count, f"a{index}", width // count]
-        past_k, past_v = self.input(f"k{index}", dims), self.input(f"v{index}", dims)
         h = self.norm(x, block.attn_ln)
         q, k, v = self._projected(h, attn, int8=int8)
         self.output(k, f"new_k{index}", 3)
         self.output(v, f"new_v{index}", 3)
-        before = self.op("FusedMatMul", q, past_k, domain=_MS, transB=1)
-        now = self.op("FusedMatMul", q, k, domain=_MS, transB=1)
-        logits = self.op("Add", self.op("Concat", before, now, axis=2), mask)
-        spread = self.op("Softmax", logits, axis=-1)
-        p, r = self.op("Split", spread, sizes, outs=2, axis=2)
-        y = self.op("Add", self.op("MatMul", p, past_v), self.op("MatMul", r, v))
-        y = self.linear(self.together(y, width), attn.out.weight, attn.out.bias, int8=int8)
-        return self.op("Add", x, y)
+        sums: list[str] = []
+        parts = [self.apart(part, lanes, 1) for part in (q, k, v)]
+        for lane, q1, k1, v1 in zip(lanes, *parts, strict=True):
+            dims: list[int | str] = [count, f"a{index}{lane.name}", width // count]
+            past_k, past_v = (
+                self.input(f"k{index}{lane.name}", dims),
+                self.input(f"v{index}{lane.name}", dims),
+            )
+            before = self.op("FusedMatMul", q1, past_k, domain=_MS, transB=1)
+            now = self.op("FusedMatMul", q1, k1, domain=_MS, transB=1)
+            logits = self.op("Add", self.op("Concat", before, now, axis=2), lane.mask)
+            p, r = self.op("Split", self.op("Softmax", logits, axis=-1), lane.sizes, outs=2, axis=2)
+            sums.append(self.op("Add", self.op("MatMul", p, past_v), self.op("MatMul", r, v1)))
+        y = self.together(self.joined(sums), width)
+        return self.op("Add", x, self.linear(y, attn.out.weight, attn.out.bias, int8=int8))
 
-    def cross_attention(self, x: str, block: Block, index: int, mask: str, *, int8: bool) -> tuple[str, str]:
-        """Over the audio's keys and values, (H, A, Dh) → (sum, attention)."""
+    def cross_attention(
+        self, x: str, block: Block, index: int, lanes: Sequence[Lane], *, int8: bool
+    ) -> tuple[str, list[str]]:
+        """Over the audio's keys and values, (H, A, Dh) → (sum, each lane's attention)."""
         attn = block.cross_attn
         assert attn is not None
         assert block.cross_attn_ln is not None
         width, count = attn.query.in_features, attn.heads
-        dims: list[int | str] = [count, f"s{index}", width // count]
-        k, v = self.input(f"audio_k{index}", dims), self.input(f"audio_v{index}", dims)
         scale = 1 / math.sqrt(width // count)
         h = self.norm(x, block.cross_attn_ln)
-        q = self.linear(h, attn.query.weight * scale, attn.query.bias * scale, int8=int8)
-        logits = self.op("FusedMatMul", self.heads(q, count), k, domain=_MS, transB=1)
-        spread = self.op("Softmax", self.op("Add", logits, mask), axis=-1)
-        y = self.together(self.op("MatMul", spread, v), width)
-        y = self.linear(y, attn.out.weight, attn.out.bias, int8=int8)
-        return self.op("Add", x, y), spread
+        q = self.heads(self.linear(h, attn.query.weight * scale, attn.query.bias * scale, int8=int8), count)
+        sums: list[str] = []
+        spreads: list[str] = []
+        for lane, q1 in zip(lanes, self.apart(q, lanes, 1), strict=True):
+            dims: list[int | str] = [count, f"s{index}{lane.name}", width // count]
+            k, v = (
+                self.input(f"audio_k{index}{lane.name}", dims),
+                self.input(f"audio_v{index}{lane.name}", dims),
+            )
+            logits = self.op("FusedMatMul", q1, k, domain=_MS, transB=1)
+            spreads.append(self.op("Softmax", self.op("Add", logits, lane.audio_mask), axis=-1))
+            sums.append(self.op("MatMul", spreads[-1], v))
+        y = self.linear(self.together(self.joined(sums), width), attn.out.weight, attn.out.bias, int8=int8)
+        return self.op("Add", x, y), spreads
 
     def _projected(self, h: str, attn: Attention, *, int8: bool) -> list[str]:
         """Scaled query, key and value, (H, n, Dh) each, by one product."""
@@ -173,14 +224,19 @@ class Graph:
         return [self.heads(part, attn.heads) for part in parts]
 
 
-def encoder(model: CausalWhisper, *, int8: bool) -> bytes:
+def encoder(model: CausalWhisper, *, int8: bool, lanes: int = 1) -> bytes:
     """See the table above."""
     dims, net = model.dims, model.encoder
     g = Graph("encoder")
-    window = g.input("window", [1, dims.n_mels, "m"])
-    edge = g.input("edge", [1, 1, "c"])  # 0 in the first column at the start of a stream, else 1
-    places, mask = g.input("places", ["n", dims.n_audio_state]), g.input("mask", [1, 1, "all"])
-    sizes = g.input("sizes", [2], integer=True)
+    window = g.input("window", ["b", dims.n_mels, "m"])
+    edge = g.input("edge", ["b", 1, "c"])  # 0 in the first column at the start of a stream, else 1
+    places = g.input("places", ["n", dims.n_audio_state])
+
+    def lane(name: str) -> Lane:
+        mask = g.input(f"mask{name}", [1, 1, f"all{name}"])
+        return Lane(name, mask, g.input(f"sizes{name}", [2], integer=True))
+
+    streams = g.lanes(lanes, lane)
     bias1, bias2 = net.conv1.bias, net.conv2.bias
     assert bias1 is not None
     assert bias2 is not None
@@ -192,7 +248,7 @@ def encoder(model: CausalWhisper, *, int8: bool) -> bytes:
     x = g.op("Add", x, places)
     for index, block in enumerate(net.blocks):
         assert isinstance(block, Block)
-        x = g.mlp(g.self_attention(x, block, index, mask, sizes, int8=int8), block, int8=int8)
+        x = g.mlp(g.self_attention(x, block, index, streams, int8=int8), block, int8=int8)
     g.output(g.norm(x, net.ln_post), "states", 2)
     return g.bytes()
 
@@ -218,20 +274,26 @@ def hear(model: CausalWhisper, *, int8: bool) -> bytes:
     return g.bytes()
 
 
-def body(model: CausalWhisper, *, int8: bool) -> bytes:
+def body(model: CausalWhisper, *, int8: bool, lanes: int = 1) -> bytes:
     """See the table above."""
     dims = model.dims
     g = Graph("body")
     x = g.input("x", ["n", dims.n_text_state])
-    mask, audio_mask = g.input("mask", [1, "n", "all"]), g.input("audio_mask", [1, 1, "audio"])
-    sizes = g.input("sizes", [2], integer=True)
+
+    def lane(name: str) -> Lane:
+        mask = g.input(f"mask{name}", [1, f"n{name}", f"all{name}"])
+        audio_mask = g.input(f"audio_mask{name}", [1, 1, f"audio{name}"])
+        return Lane(name, mask, g.input(f"sizes{name}", [2], integer=True), audio_mask)
+
+    streams = g.lanes(lanes, lane)
     aligned = upper(dims.n_text_layer)
     for index, block in enumerate(model.decoder.blocks):
         assert isinstance(block, Block)
-        x = g.self_attention(x, block, index, mask, sizes, int8=int8)
-        x, spread = g.cross_attention(x, block, index, audio_mask, int8=int8)
+        x = g.self_attention(x, block, index, streams, int8=int8)
+        x, spreads = g.cross_attention(x, block, index, streams, int8=int8)
         if index in aligned:
-            g.output(spread, f"attention{index}", 3)
+            for stream, spread in zip(streams, spreads, strict=True):
+                g.output(spread, f"attention{index}{stream.name}", 3)
         x = g.mlp(x, block, int8=int8)
     g.output(g.norm(x, model.decoder.ln), "hidden", 2)
     return g.bytes()

@@ -1,12 +1,12 @@
 """Causal Whisper on onnxruntime: on CPUs the quickest way to run it, most of all with int8 weights.
 
 The same interface as `causal_whisper`, the same state: a stream can be moved from one engine to the other. Streams of
-one forward run one after the other, so that none is quantised together with a stranger.
+one forward go four at a time, the last ones alone or beside empty lanes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from .causal_whisper import CausalWhisper, EncoderState, TextRow, advanced, fres
 from .whisper_dims import BlockPlan
 
 Floats = NDArray[np.float32]
+_LANES = 4  # streams that share a run: more share little more, as attention is each one's own
 
 
 def _session(graph: bytes) -> Any:
@@ -41,13 +42,42 @@ def _mask(total: int, begin: int, end: int) -> Floats:
     return mask
 
 
+class _Lanes:
+    """A graph for one stream and the same for `_LANES`."""
+
+    def __init__(self, graph: Callable[[int], bytes]) -> None:
+        self._alone, self._shared = _session(graph(1)).run, _session(graph(_LANES)).run
+
+    def groups(self, count: int) -> list[range]:
+        """Which of `count` streams go together."""
+        return [range(i, min(i + _LANES, count)) for i in range(0, count, _LANES)]
+
+    def run(
+        self, rows: Sequence[int], outputs: list[str], feeds: list[dict[str, Any]], feed: dict[str, Any]
+    ) -> Any:
+        """feed: of all streams; feeds: each one's, named without their lane. Missing lanes are given empty ones."""
+        if len(feeds) == 1:
+            feed |= {f"{name}_0": value for name, value in feeds[0].items()}
+            return self._alone(outputs, feed)
+        held = int(feeds[0]["sizes"][0])  # an empty lane: any keys and values, and no row that looks at them
+        empty = feeds[0] | {
+            "mask": np.zeros((1, 1, held), np.float32),
+            "sizes": np.array([held, 0], np.int64),
+        }
+        feed["rows"] = np.array([*rows, *[0] * (_LANES - len(rows))], np.int64)
+        for lane in range(_LANES):
+            one = feeds[lane] if lane < len(feeds) else empty
+            feed |= {f"{name}_{lane}": value for name, value in one.items()}
+        return self._shared(outputs, feed)
+
+
 class OrtEncoder:
     """As `causal_whisper.Encoder`, without `forward`."""
 
     def __init__(self, model: CausalWhisper, *, int8: bool) -> None:
         self.dims = model.dims
         self._positions = model.encoder.positional_embedding.numpy()
-        self._run = _session(whisper_graph.encoder(model, int8=int8)).run
+        self._lanes = _Lanes(lambda lanes: whisper_graph.encoder(model, int8=int8, lanes=lanes))
         layers = range(model.dims.n_audio_layer)
         self._names = ["states", *(f"new_{kv}{i}" for i in layers for kv in "kv")]
         self._like = torch.zeros(1)
@@ -56,33 +86,36 @@ class OrtEncoder:
         return fresh_state(self.dims, plan, self._like)
 
     def step(self, states: Sequence[EncoderState], n: int, plan: BlockPlan) -> Tensor:
-        return torch.stack([self._one(state, n, plan) for state in states])
+        groups = self._lanes.groups(len(states))
+        return torch.cat([self._group([states[i] for i in rows], n, plan) for rows in groups])
 
     def commit(self, state: EncoderState, n: int, plan: BlockPlan) -> None:
         advanced(state, n, plan)
 
-    def _one(self, state: EncoderState, n: int, plan: BlockPlan) -> Tensor:
-        window = state.queue.window(n, plan.lookahead)
-        edge = np.ones((1, 1, 2 * n + 1), np.float32)
-        if state.queue.first:
-            edge[..., 0] = 0
-        fill = state.layers[0].fill
-        held = state.layers[0].k.shape[1]
-        mask = _mask(held + n, 0 if plan.left is None else max(0, fill - plan.left), fill)
-        mask[held:] = 0
-        feed: dict[str, Any] = {
-            "window": window[None].contiguous().numpy(),
-            "edge": edge,
-            "places": self._positions[np.arange(state.at, state.at + n) % len(self._positions)],
-            "mask": mask[None, None],
-            "sizes": np.array([held, n], np.int64),
-        }
-        for i, kv in enumerate(state.layers):
-            feed[f"k{i}"], feed[f"v{i}"] = kv.k.numpy(), kv.v.numpy()
-        out = self._run(self._names, feed)
-        for i, kv in enumerate(state.layers):
-            kv.put(torch.from_numpy(out[1 + 2 * i]), torch.from_numpy(out[2 + 2 * i]), kv.fill)
-        return torch.from_numpy(out[0])
+    def _group(self, states: Sequence[EncoderState], n: int, plan: BlockPlan) -> Tensor:
+        edge = np.ones((len(states), 1, 2 * n + 1), np.float32)
+        windows: list[Tensor] = []
+        places: list[Floats] = []
+        feeds: list[dict[str, Any]] = []
+        for i, state in enumerate(states):
+            windows.append(state.queue.window(n, plan.lookahead))
+            if state.queue.first:
+                edge[i, :, 0] = 0
+            places.append(self._positions[np.arange(state.at, state.at + n) % len(self._positions)])
+            fill, held = state.layers[0].fill, state.layers[0].k.shape[1]
+            mask = _mask(held + n, 0 if plan.left is None else max(0, fill - plan.left), fill)
+            mask[held:] = 0
+            feed: dict[str, Any] = {"mask": mask[None, None], "sizes": np.array([held, n], np.int64)}
+            for layer, kv in enumerate(state.layers):
+                feed[f"k{layer}"], feed[f"v{layer}"] = kv.k.numpy(), kv.v.numpy()
+            feeds.append(feed)
+        whole = {"window": torch.stack(windows).numpy(), "edge": edge, "places": np.concatenate(places)}
+        out = self._lanes.run([n] * len(states), self._names, feeds, whole)
+        for i, state in enumerate(states):
+            for layer, kv in enumerate(state.layers):
+                new = (torch.from_numpy(x[:, i * n : i * n + n]) for x in out[1 + 2 * layer : 3 + 2 * layer])
+                kv.put(*new, kv.fill)
+        return torch.from_numpy(out[0]).unflatten(0, (len(states), n))
 
 
 class OrtDecoder:
@@ -93,7 +126,7 @@ class OrtDecoder:
         self._tokens = model.decoder.token_embedding.weight.detach().float()
         self._places = model.decoder.positional_embedding.detach().float()
         self._hear = _session(whisper_graph.hear(model, int8=int8)).run
-        self._body = _session(whisper_graph.body(model, int8=int8)).run
+        self._lanes = _Lanes(lambda lanes: whisper_graph.body(model, int8=int8, lanes=lanes))
         self._head = _session(whisper_graph.head(model, int8=int8_head)).run
         layers = range(model.dims.n_text_layer)
         self._names = ["hidden", *(f"new_{kv}{i}" for i in layers for kv in "kv")]
@@ -104,40 +137,52 @@ class OrtDecoder:
         return fresh_cache(self.dims, capacity, self._like)
 
     def hear(self, audio: Tensor, caches: Sequence[list[KvBuffer]]) -> None:
-        for states, cache in zip(audio, caches, strict=True):
-            new = torch.from_numpy(self._hear(["audio"], {"states": states.numpy()})[0])
+        n = audio.shape[1]
+        new = torch.from_numpy(self._hear(["audio"], {"states": audio.flatten(0, 1).numpy()})[0])
+        for r, cache in enumerate(caches):
+            mine = new[:, :, r * n : r * n + n]  # (2·L, H, n, Dh)
             for i, kv in enumerate(cache):
-                kv.put(new[2 * i], new[2 * i + 1], kv.fill)
+                kv.put(mine[2 * i], mine[2 * i + 1], kv.fill)
 
     def step(self, rows: Sequence[TextRow], *, align: bool = False) -> Tensor:
-        return torch.cat([self._one(row, align) for row in rows])
+        groups = self._lanes.groups(len(rows))
+        return torch.cat([self._group([rows[i] for i in group], align) for group in groups])
 
-    def logits(self, hidden: Tensor, sizes: Sequence[int]) -> Tensor:
-        parts = [self._head(["logits"], {"hidden": h.numpy()})[0] for h in hidden.split(list(sizes))]
-        return torch.from_numpy(np.concatenate(parts))
+    def logits(self, hidden: Tensor) -> Tensor:
+        return torch.from_numpy(self._head(["logits"], {"hidden": hidden.numpy()})[0])
 
-    def _one(self, row: TextRow, align: bool) -> Tensor:
-        n, start = len(row.tokens), row.start
-        x = F.embedding(torch.tensor(row.tokens), self._tokens) + self._places[start : start + n]
-        held, heard = row.past[0].k.shape[1], row.audio[0].k.shape[1]
-        mask = np.empty((n, held + n), np.float32)
-        mask[:, :held] = _mask(held, 0, start)
-        mask[:, held:] = np.triu(np.full((n, n), -np.inf, np.float32), 1)
-        feed: dict[str, Any] = {
-            "x": x.numpy(),
-            "mask": mask[None],
-            "audio_mask": _mask(heard, row.audio_begin, row.audio_end)[None, None],
-            "sizes": np.array([held, n], np.int64),
-        }
-        for i, (kv, audio) in enumerate(zip(row.past, row.audio, strict=True)):
-            feed[f"k{i}"], feed[f"v{i}"] = kv.k.numpy(), kv.v.numpy()
-            feed[f"audio_k{i}"], feed[f"audio_v{i}"] = audio.k.numpy(), audio.v.numpy()
-        out = self._body([*self._names, *(self._aligned if align else [])], feed)
-        for i, kv in enumerate(row.past):
-            kv.put(torch.from_numpy(out[1 + 2 * i]), torch.from_numpy(out[2 + 2 * i]), start)
-        if align:
-            for weights in out[len(self._names) :]:
-                row.attention.append(torch.from_numpy(weights)[..., row.audio_begin : row.audio_end])
+    def _group(self, rows: Sequence[TextRow], align: bool) -> Tensor:
+        counts = [len(row.tokens) for row in rows]
+        ids = torch.tensor([t for row in rows for t in row.tokens])
+        places = torch.cat([torch.arange(r.start, r.start + n) for r, n in zip(rows, counts, strict=True)])
+        x = F.embedding(ids, self._tokens) + F.embedding(places, self._places)
+        feeds: list[dict[str, Any]] = []
+        for row, n in zip(rows, counts, strict=True):
+            held, heard = row.past[0].k.shape[1], row.audio[0].k.shape[1]
+            mask = np.empty((n, held + n), np.float32)
+            mask[:, :held] = _mask(held, 0, row.start)
+            mask[:, held:] = np.triu(np.full((n, n), -np.inf, np.float32), 1)
+            feed: dict[str, Any] = {
+                "mask": mask[None],
+                "audio_mask": _mask(heard, row.audio_begin, row.audio_end)[None, None],
+                "sizes": np.array([held, n], np.int64),
+            }
+            for i, (kv, audio) in enumerate(zip(row.past, row.audio, strict=True)):
+                feed[f"k{i}"], feed[f"v{i}"] = kv.k.numpy(), kv.v.numpy()
+                feed[f"audio_k{i}"], feed[f"audio_v{i}"] = audio.k.numpy(), audio.v.numpy()
+            feeds.append(feed)
+        aligned = [f"{name}_{i}" for i in range(len(rows)) for name in self._aligned] if align else []
+        out = self._lanes.run(counts, [*self._names, *aligned], feeds, {"x": x.numpy()})
+        at = 0
+        for row, n in zip(rows, counts, strict=True):
+            for i, kv in enumerate(row.past):
+                new = (torch.from_numpy(y[:, at : at + n]) for y in out[1 + 2 * i : 3 + 2 * i])
+                kv.put(*new, row.start)
+            at += n
+        spreads = iter(out[len(self._names) :])
+        for row in rows if align else ():
+            for _ in self._aligned:
+                row.attention.append(torch.from_numpy(next(spreads))[..., row.audio_begin : row.audio_end])
         return torch.from_numpy(out[0])
 
 

@@ -3,9 +3,9 @@
 `WhisperStreamer` works on rows, as pools do: rows with equal `batch_key` may share a `forward`, which changes
 nothing of a stream's state but scratch; `commit` takes a result over. A dropped row leaves no trace.
 
-When the window is full it slides: words said before a seam leave, audio after the seam is encoded again as a
-new window, and the words after the seam stay as they are. The seam is the end of a committed word, so no word
-is cut and none is lost.
+When the window is nearly full it slides: words said before a seam leave, audio after the seam is encoded again as a
+new window (`whisper_window`, beside the blocks that come), and the words after the seam stay as they are. The seam is the
+end of a committed word, so no word is cut and none is lost.
 """
 
 from __future__ import annotations
@@ -18,17 +18,20 @@ import torch
 from torch import Tensor
 
 from .attention_kv import KvBuffer
-from .causal_whisper import CausalWhisper, EncoderState, TextRow
-from .local_optimality import TAIL, Hypothesis, agree, branch, checked, revise, settle
+from .causal_whisper import CausalWhisper, EncoderState
+from .local_optimality import TAIL, Hypothesis, reviews, settle
 from .log_mel import LogMel
 from .stream_words import StreamWord, give_words
 from .tokens import Tokens
 from .whisper_dims import BlockPlan
 from .whisper_ort import OrtWhisper
-from .window_seam import Said, Seam, find_seam
+from .whisper_text import Audio, TextWriter
+from .whisper_window import PACE, NextWindow, begun, catch_up, due
+from .window_seam import Said
 
 FRAME_S = 0.02
-_KEEP = 0.4  # of the window stays when it slides
+_LARGEST = 0.4  # of a window may be a first block and a chunk
+_AGAIN = 8  # tokens before the words not yet given that are read again: word times need them beside
 
 
 @dataclass(slots=True)
@@ -38,7 +41,9 @@ class WhisperStream:
     encoder: EncoderState
     cross: list[KvBuffer]
     beams: list[Hypothesis]
+    past: list[KvBuffer]  # the text that is not read again, prefix included
     history: Tensor | None  # (M, 2·n_audio_ctx) mel of this window, for the slide; None with a left window
+    next: NextWindow | None = None  # in the making
     origin: int = 0  # frames of the stream before this window
     worded: int = 0  # tokens of the window that have been given as words
     said: list[Said] = field(default_factory=list[Said])  # words of the window that have been given
@@ -50,23 +55,16 @@ class WhisperStream:
 
 
 @dataclass(frozen=True, slots=True)
-class Slid:
-    """A window that begins at `seam` of the one before."""
-
-    encoder: EncoderState
-    cross: list[KvBuffer]
-    seam: Seam
-
-
-@dataclass(frozen=True, slots=True)
 class Heard:
     """What a forward found for one stream; `slid` replaces the window where it had to slide."""
 
     frames: int
     beams: list[Hypothesis]
-    attention: Tensor | None = None  # (K, n + 1, A) of the best beam
+    attention: Tensor | None = None  # (K, n + 1, A) of the best beam's last n tokens and the end
     dropped: int = 0  # tokens that left the window before this block
-    slid: Slid | None = None
+    slid: NextWindow | None = None
+    next: NextWindow | None = None  # as far as it is made now
+    past: list[KvBuffer] | None = None  # of text that was read anew because tokens have left
 
 
 class WhisperStreamer:
@@ -81,8 +79,10 @@ class WhisperStreamer:
         beams: int = 1,
         tail: int = TAIL,
         tokens_per_s: float = 12.0,
+        again: int | None = _AGAIN,
     ) -> None:
-        if plan.left is None and plan.first + plan.chunk > model.dims.n_audio_ctx * _KEEP:
+        """again: how many tokens that are final are read over new audio; None: all, each block."""
+        if plan.left is None and plan.first + plan.chunk > model.dims.n_audio_ctx * _LARGEST:
             raise ValueError(
                 f"a chunk of {plan.chunk_ms} ms is too long for a window of {model.dims.n_audio_ctx * 20} ms"
             )
@@ -90,17 +90,13 @@ class WhisperStreamer:
             raise ValueError(f"{beams} beams are not possible; there are 1 to 16")
         self.model, self.tokens, self.plan = model, tokens, plan
         self.front = LogMel(model.dims.n_mels)
-        self.width, self.tail = beams, tail
         # people say at most 7 syllables a second; a decoder that runs away stops here
-        self._new = 4 + math.ceil(tokens_per_s * plan.chunk * FRAME_S)
-        self._room = model.dims.n_text_ctx - len(tokens.prefix)
-        if self._new * 2 > self._room:
-            raise ValueError(
-                f"{self._new} tokens a block do not fit the text context of {model.dims.n_text_ctx}"
-            )
-        bias = torch.zeros(model.dims.n_vocab)
-        bias[list(tokens.banned)] = -math.inf
-        self._bias = bias.to(model.like.device)
+        new = 4 + math.ceil(tokens_per_s * plan.chunk * FRAME_S)
+        stood = reviews(plan.chunk * FRAME_S)
+        self.writer = TextWriter(model, tokens, width=beams, tail=tail, new=new, stood=stood)
+        self._again = again if beams == 1 else None
+        if new * 2 > self.writer.room:
+            raise ValueError(f"{new} tokens a block do not fit the text context of {model.dims.n_text_ctx}")
 
     # ------------------------------------------------------------ streams
 
@@ -108,10 +104,14 @@ class WhisperStreamer:
         """A stream whose next mel frame is the first of a window."""
         dims = self.model.dims
         encoder = self.model.encoder.start(self.plan)
-        capacity = encoder.layers[0].capacity
         history = None if self.plan.left else self.model.like.new_zeros(dims.n_mels, 2 * dims.n_audio_ctx)
-        cross = self.model.decoder.start(capacity)
-        return WhisperStream(encoder, cross, [Hypothesis()], history, origin, last_end=origin)
+        cross = self.model.decoder.start(encoder.layers[0].capacity)
+        return WhisperStream(
+            encoder, cross, [Hypothesis()], self._past(), history, origin=origin, last_end=origin
+        )
+
+    def _past(self) -> list[KvBuffer]:
+        return self.model.decoder.start(self.model.dims.n_text_ctx)
 
     @property
     def chunk_ms(self) -> int:
@@ -137,15 +137,15 @@ class WhisperStreamer:
         return stream.encoder.queue.available(self.plan.lookahead) >= n
 
     def full(self, stream: WhisperStream) -> bool:
-        """Whether the window must slide before the next block."""
-        crowded = len(stream.text.tokens) + self._new > self._room
+        """Whether the window must slide before the next block, ready or not."""
+        crowded = len(stream.text.tokens) + self.writer.new > self.writer.room
         if self.plan.left is not None:
             return crowded and self._outside(stream) > 0
         return crowded or stream.encoder.at + self.plan.chunk > self.model.dims.n_audio_ctx
 
     def batch_key(self, stream: WhisperStream) -> Hashable:
         """Streams with equal keys can share a forward: they hear equally many frames."""
-        return (self.plan.block(stream.encoder.at), self.full(stream) and self.plan.left is None)
+        return self.plan.block(stream.encoder.at)
 
     # ------------------------------------------------------------ one step of many streams
 
@@ -153,33 +153,35 @@ class WhisperStreamer:
     def forward(self, streams: Sequence[WhisperStream]) -> list[Heard]:
         """The next block of each stream. Streams must have equal batch keys."""
         n = self.plan.block(streams[0].encoder.at)
-        slid: list[Slid | None] = [None] * len(streams)
+        nexts = self._ahead(streams)
+        slid: list[NextWindow | None] = [None] * len(streams)
         dropped = [0] * len(streams)
-        for i, stream in enumerate(streams):
-            if not self.full(stream):
-                continue
-            if self.plan.left is None:
-                slid[i] = new = self._slide(stream)
-                dropped[i] = new.seam.tokens
-            else:
+        for i, (stream, window) in enumerate(zip(streams, nexts, strict=True)):
+            if window is not None and not window.lacks(stream.encoder.at):
+                slid[i], nexts[i] = window, None
+                window.encoder.queue.frames = stream.encoder.queue.frames  # its last two are the same
+                crowd = len(stream.text.tokens) - window.seam.tokens + self.writer.new - self.writer.room
+                dropped[i] = min(stream.worded, window.seam.tokens + max(0, crowd))
+            elif self.plan.left is not None and self.full(stream):
                 dropped[i] = self._outside(stream)
         encoders = [s.encoder if new is None else new.encoder for s, new in zip(streams, slid, strict=True)]
         crosses = [s.cross if new is None else new.cross for s, new in zip(streams, slid, strict=True)]
         beams = [[b.after(gone) for b in s.beams] for s, gone in zip(streams, dropped, strict=True)]
+        pasts = [self._past() if gone else s.past for s, gone in zip(streams, dropped, strict=True)]
         audio = self.model.encoder.step(encoders, n, self.plan)
         self.model.decoder.hear(audio, crosses)
-        search = self._greedy if self.width == 1 else self._beam
-        found = search(beams, crosses, n)
+        found = self.writer.write(beams, pasts, [self._heard(cross, n) for cross in crosses])
         return [
-            Heard(n, texts, attention, gone, new)
-            for (texts, attention), gone, new in zip(found, dropped, slid, strict=True)
+            Heard(n, texts, attention, dropped[i], slid[i], nexts[i], pasts[i] if dropped[i] else None)
+            for i, (texts, attention) in enumerate(found)
         ]
 
     def commit(self, stream: WhisperStream, heard: Heard, *, everything: bool = False) -> list[StreamWord]:
         """Take a result over; returns the words that are now final (with `everything`: all there are)."""
-        seam = 0
+        seam, queue = 0, stream.encoder.queue
+        stream.next = heard.next
         if heard.slid is not None:
-            seam, queue = heard.slid.seam.frame, stream.encoder.queue
+            seam = heard.slid.seam.frame
             stream.encoder, stream.cross = heard.slid.encoder, heard.slid.cross
             stream.encoder.queue.frames = queue.frames  # what came since the forward is in the old queue only
             stream.origin += seam
@@ -188,19 +190,27 @@ class WhisperStreamer:
                 stream.history[:, :kept] = stream.history[:, 2 * seam : 2 * seam + kept].clone()
         stream.worded -= heard.dropped
         stream.said = [w.moved(heard.dropped, seam) for w in stream.said if w.after > heard.dropped]
+        new = stream.encoder.queue.frames[:, 2 : 2 + 2 * heard.frames]
         if stream.history is not None:
-            at, used = 2 * stream.encoder.at, 2 * heard.frames
-            stream.history[:, at : at + used] = stream.encoder.queue.frames[:, 2 : 2 + used]
+            at = 2 * stream.encoder.at
+            stream.history[:, at : at + new.shape[1]] = new
+        if stream.next is not None:
+            stream.next.encoder.queue.push(new)
         self.model.encoder.commit(stream.encoder, heard.frames, self.plan)
         for kv in stream.cross:
             kv.advance(heard.frames)
             if self.plan.left is not None and kv.fill + self.plan.first > kv.capacity:
                 kv.shift(self.plan.left)
-        stream.beams = heard.beams
+        stream.beams, stream.past = heard.beams, heard.past or stream.past
         if everything:
             settle(stream.text, everything=True)
             stream.beams = [stream.text]
-        return give_words(self.tokens, stream, stream.encoder.at, heard.attention, everything=everything)
+        words = give_words(self.tokens, stream, stream.encoder.at, heard.attention, everything=everything)
+        if self._again is not None and stream.worded > self._again:
+            held = len(self.tokens.prefix) + stream.worded - self._again
+            for kv in stream.past:
+                kv.fill = max(kv.fill, held)
+        return words
 
     def finish(self, stream: WhisperStream) -> list[StreamWord]:
         """The turn is over: what is there is final. Word times are even shares of what is left."""
@@ -212,133 +222,35 @@ class WhisperStreamer:
         """The words that may still change."""
         return self.tokens.decode(stream.text.tokens[stream.worded :]).strip()
 
-    # ------------------------------------------------------------ text
+    # ------------------------------------------------------------ inside
 
-    def _heard(self, cross: list[KvBuffer], n: int) -> tuple[int, int]:
-        """Positions of `cross` that text may look at, the new block's `n` included."""
+    def _heard(self, cross: list[KvBuffer], n: int) -> Audio:
+        """What text may look at, the new block's `n` frames included."""
         end = cross[0].fill + n
-        return (0 if self.plan.left is None else max(0, end - n - self.plan.left)), end
+        return Audio(cross, 0 if self.plan.left is None else max(0, end - n - self.plan.left), end)
 
-    def _read(
-        self, hyps: Sequence[Hypothesis], crosses: Sequence[list[KvBuffer]], n: int
-    ) -> tuple[list[TextRow], list[Tensor]]:
-        """Prefix and text of each hypothesis in one forward → rows, and logits of the places under review."""
-        rows: list[TextRow] = []
-        for hyp, cross in zip(hyps, crosses, strict=True):
-            ids = [*self.tokens.prefix, *hyp.tokens]
-            past = self.model.decoder.start(len(ids) + self._new + 1)
-            begin, end = self._heard(cross, n)
-            rows.append(TextRow(ids, 0, past, cross, end, begin))
-        hidden = self.model.decoder.step(rows, align=True)
-        picks: list[int] = []
-        sizes: list[int] = []
-        at = 0
-        for row, hyp in zip(rows, hyps, strict=True):
-            at += len(row.tokens)
-            sizes.append(checked(hyp, self.tail) + 1)
-            picks.extend(range(at - sizes[-1], at))
-        logits = self.model.decoder.logits(hidden[picks], sizes) + self._bias
-        return rows, list(logits.split(sizes))
-
-    def _greedy(
-        self, beams: Sequence[list[Hypothesis]], crosses: Sequence[list[KvBuffer]], n: int
-    ) -> list[tuple[list[Hypothesis], Tensor | None]]:
-        hyps = [b[0] for b in beams]
-        rows, logits = self._read(hyps, crosses, n)
-        following: dict[int, Tensor] = {}
-        kept: list[list[Tensor]] = []
-        for i, (hyp, row) in enumerate(zip(hyps, logits, strict=True)):
-            following[i] = row[revise(hyp, row, tail=self.tail)]
-            last = len(self.tokens.prefix) + len(hyp.tokens)
-            kept.append([torch.cat([w[:, :last] for w in rows[i].attention])])
-            rows[i].attention.clear()
-        for _ in range(self._new):
-            going: list[int] = []
-            for i, row in following.items():
-                token = int(row.argmax())
-                if token != self.tokens.eot and len(hyps[i].tokens) < self._room:
-                    hyps[i].tokens.append(token)
-                    hyps[i].scores.append(float(row[token]))
-                    going.append(i)
-            if not going:
-                break
-            for i in going:
-                rows[i].start = len(self.tokens.prefix) + len(hyps[i].tokens) - 1
-                rows[i].tokens = hyps[i].tokens[-1:]
-            hidden = self.model.decoder.step([rows[i] for i in going], align=True)
-            new = self.model.decoder.logits(hidden, [1] * len(going)) + self._bias
-            following = dict(zip(going, new, strict=True))
-            for i in going:
-                kept[i].append(torch.cat(rows[i].attention))
-                rows[i].attention.clear()
-        skip = len(self.tokens.prefix) - 1
-        out: list[tuple[list[Hypothesis], Tensor | None]] = []
-        for hyp, parts in zip(hyps, kept, strict=True):
-            settle(hyp, tail=self.tail)
-            out.append(([hyp], torch.cat(parts, 1)[:, skip:].cpu()))
+    def _ahead(self, streams: Sequence[WhisperStream]) -> list[NextWindow | None]:
+        """The next windows, a little further than they were: all the way where there is no more time."""
+        out: list[NextWindow | None] = []
+        work: list[tuple[NextWindow, int, int]] = []
+        beyond: list[Tensor] = []
+        for stream in streams:
+            window, now, full = None, stream.encoder.at, self.full(stream)
+            if stream.next is not None:
+                window = stream.next.fork()
+            elif stream.history is not None and (full or due(now, self.model.dims.n_audio_ctx)):
+                window = begun(self.model, self.plan, stream, now)
+            out.append(window)
+            if window is not None:
+                work.append((window, now, -1 if full else PACE))
+                beyond.append(stream.encoder.queue.frames[:, 2:])
+        catch_up(self.model, self.plan, work, beyond)
         return out
-
-    def _beam(
-        self, beams: Sequence[list[Hypothesis]], crosses: Sequence[list[KvBuffer]], n: int
-    ) -> list[tuple[list[Hypothesis], Tensor | None]]:
-        out: list[tuple[list[Hypothesis], Tensor | None]] = []
-        for texts, cross in zip(beams, crosses, strict=True):
-            _, logits = self._read(texts, [cross] * len(texts), n)
-            for hyp, row in zip(texts, logits, strict=True):
-                revise(hyp, row, tail=self.tail, top=self.width)
-                hyp.logp = 0.0
-            live = list({tuple(h.tokens): h for h in texts}.values())
-            self._weigh(live, cross, n)
-            ended: list[Hypothesis] = []
-            longest = max(len(h.tokens) for h in live)
-            for _ in range(min(self._new, self._room - longest)):
-                _, logits = self._read(live, [cross] * len(live), n)
-                ends = torch.stack([row[-1] for row in logits])
-                more, done = branch(live, ends, self.width, self.tokens.eot)
-                ended.extend(h for _, h in done)
-                live = [h for _, h in more]
-                if not live or len(ended) >= self.width:
-                    break
-            final = sorted(ended or live, key=lambda h: -h.logp)[: self.width]
-            final = agree(final, final[0], self.tail)
-            rows, _ = self._read(final[:1], [cross], n)
-            skip = len(self.tokens.prefix) - 1
-            out.append((final, torch.cat(rows[0].attention)[:, skip:].cpu()))
-        return out
-
-    def _weigh(self, hyps: Sequence[Hypothesis], cross: list[KvBuffer], n: int) -> None:
-        """Set each hypothesis' log-probability of its tokens after the commit line, over all audio so far."""
-        _, logits = self._read(hyps, [cross] * len(hyps), n)
-        for hyp, row in zip(hyps, logits, strict=True):
-            tail = hyp.tokens[len(hyp.tokens) - (row.shape[0] - 1) :]
-            logp = row.log_softmax(-1)
-            hyp.logp = sum(float(logp[i, t]) for i, t in enumerate(tail))
-
-    # ------------------------------------------------------------ sliding
-
-    def _slide(self, stream: WhisperStream) -> Slid:
-        """Encode what stays as a new window of its own, on the grid of blocks."""
-        assert stream.history is not None
-        now, size = stream.encoder.at, self.model.dims.n_audio_ctx
-        seam = find_seam(stream.said, now, self.plan, int(size * _KEEP))
-        crowd = len(stream.text.tokens) - seam.tokens + self._new - self._room
-        seam = Seam(seam.frame, min(stream.worded, seam.tokens + max(0, crowd)))
-        encoder, cross = self.model.encoder.start(self.plan), self.model.decoder.start(size)
-        encoder.queue.push(stream.history[:, 2 * seam.frame : 2 * now])
-        encoder.queue.push(stream.encoder.queue.frames[:, 2:])
-        while encoder.at < now - seam.frame:
-            n = self.plan.block(encoder.at)
-            audio = self.model.encoder.step([encoder], n, self.plan)
-            self.model.decoder.hear(audio, [cross])
-            self.model.encoder.commit(encoder, n, self.plan)
-            for kv in cross:
-                kv.advance(n)
-        return Slid(encoder, cross, seam)
 
     def _outside(self, stream: WhisperStream) -> int:
         """Tokens whose words have left a bounded window, or must for want of room."""
         assert self.plan.left is not None
         line = stream.encoder.at - self.plan.left
         gone = max((w.after for w in stream.said if w.end <= line), default=0)
-        crowd = len(stream.text.tokens) + self._new - self._room
+        crowd = len(stream.text.tokens) + self.writer.new - self.writer.room
         return min(stream.worded, max(gone, crowd))

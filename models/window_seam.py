@@ -28,25 +28,27 @@ class Seam:
     tokens: int
 
 
-def find_seam(words: Sequence[Said], now: int, plan: BlockPlan, keep: int) -> Seam:
+_LOOK = 100  # frames: how much further back a pause is looked for
+_TAIL = 5  # frames of a word's end that a model does not hear as a word
+
+
+def find_seam(
+    words: Sequence[Said], now: int, plan: BlockPlan, keep: int, *, open_words: bool = False
+) -> Seam:
     """Keep about `keep` of the `now` frames: one first block and whole chunks, so that the grid stays.
 
-    Looks for the last word that ends before what is to be kept, and cuts in the pause after it where that
-    reaches a grid point, else on the grid point before its end: then the audio holds the end of a word that
-    has left, and the words after it, which are still in the text, follow. Without any word it is silence.
+    words: those that have been given. open_words: others follow them, of which it is not known where they are.
+
+    Cuts in a pause, as late in it as can be, where one is near; else within a word, which then stays in the text as its
+    end does in the audio. All words that are not given yet stay in both, unless they would keep a quarter too much.
     """
-    grid = list(range(now - plan.first, 0, -plan.chunk))  # falling
-    target = now - keep
-    index = max((i for i, w in enumerate(words) if w.end <= target), default=-1)
-    if index < 0:
-        index = 0 if words and words[0].end <= now - plan.first else -1
-    if index < 0:
-        return Seam(next((g for g in grid if g <= target), grid[-1] if grid else 0), 0)
-    end = words[index].end
-    following = words[index + 1].begin if index + 1 < len(words) else now
-    pause = [g for g in grid if end <= g <= max(following, end)]
-    if pause:  # silence need not stay: take the grid point nearest to what is to be kept
-        frame = min(pause, key=lambda g: abs(g - target))
-    else:
-        frame = next((g for g in grid if g <= end), grid[-1] if grid else 0)
-    return Seam(frame, words[index].after)
+    grid = [
+        g for g in range(now - plan.first, plan.chunk - 1, -plan.chunk)
+    ]  # falling; leaves room for a chunk
+    last = now - keep
+    if open_words and words and words[-1].end >= now // 4:
+        last = min(last, words[-1].end)
+    best = next((g for g in grid if g <= last), grid[-1] if grid else 0)
+    near = [g for g in grid if best - min(_LOOK, keep // 2) <= g <= best]
+    frame = next((g for g in near if not any(w.begin < g < w.end for w in words)), best)
+    return Seam(frame, max((w.after for w in words if w.end <= frame + _TAIL), default=0))

@@ -67,7 +67,7 @@ def test_both_engines_give_the_same_states_logits_and_attention(plan: BlockPlan)
         parts = [engine.decoder.step([row], align=True)]
         row.tokens, row.start = [5], 4
         parts.append(engine.decoder.step([row]))
-        hidden.append(engine.decoder.logits(torch.cat(parts), [4, 1]))
+        hidden.append(engine.decoder.logits(torch.cat(parts)))
         attention.append(torch.stack(row.attention))
     assert (hidden[0] - hidden[1]).abs().max() <= 1e-4
     assert (attention[0] - attention[1]).abs().max() <= 1e-5

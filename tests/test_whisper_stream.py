@@ -64,8 +64,7 @@ def test_a_token_stays_while_it_is_the_best_or_no_less_likely() -> None:
     assert hyp.tokens == [1, 2]
     rising = torch.zeros(3, 8)
     rising[0, 2], rising[0, 6] = 3.5, 9.0  # not the best, but more likely than before
-    hyp.tokens.append(3)
-    hyp.scores.append(-1.0)
+    hyp.add(3, -1.0)
     assert revise(hyp, rising) == 2
     assert hyp.tokens == [1, 2, 3]
 
@@ -92,6 +91,18 @@ def test_the_commit_line_never_goes_back() -> None:
     assert settle(hyp) == 0
     assert hyp.committed == 2
     assert settle(hyp, everything=True) == 0
+
+
+def test_a_token_that_has_stood_enough_reviews_is_final_though_nothing_follows() -> None:
+    hyp, same = Hypothesis([1, 2], [0.0] * 2), logits((1, 9.0), (2, 9.0), (7, 1.0))
+    for _ in range(3):
+        assert settle(hyp, stood=4) == 0
+        assert revise(hyp, same) == 2
+    assert revise(hyp, same) == 2
+    hyp.add(3, 0.0)
+    assert settle(hyp, stood=4) == 2
+    hyp.cut(2)
+    assert (hyp.tokens, hyp.committed) == ([1, 2], 2)
 
 
 def test_beams_that_contradict_what_is_committed_are_dropped() -> None:
