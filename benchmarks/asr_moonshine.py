@@ -50,8 +50,8 @@ def main() -> None:
     )
     model: Any = MoonshineStreamingForConditionalGeneration(config).eval()
     model.model.encoder.set_attn_implementation("sdpa")  # the quickest that the baseline can have
-    asr = MoonshineStreamer(model, MoonshineTokens(Pieces()), chunk_ms=CHUNK_MS)
-    asr._new = 1
+    asr = MoonshineStreamer(model, MoonshineTokens(Pieces(), config), chunk_ms=CHUNK_MS)
+    asr.writer.new = 1
 
     pcm = torch.randn(30 * 16_000) * 0.1
     mask = torch.ones(1, len(pcm), dtype=torch.long)

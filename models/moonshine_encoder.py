@@ -10,6 +10,7 @@ The weights are the modules of transformers. Source: Moonshine v2, ergodic strea
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,31 +83,59 @@ class MoonshineEncoder:
 
         `last`: nothing comes after these samples, so all frames are given.
         """
+        return self.steps([state], [pcm], [last])[0]
+
+    @torch.no_grad()
+    def steps(
+        self, states: Sequence[EncoderState], pcms: Sequence[Tensor], lasts: Sequence[bool]
+    ) -> list[tuple[Tensor, EncoderState]]:
+        """`step` of many streams, each with as many samples as it has: what has weights is done for all at once."""
         embedder = self._net.embedder
-        x = pcm.to(self._like.device, self._like.dtype).reshape(1, -1, _FRAME_LEN)
-        x = F.silu(embedder.linear(embedder.comp(embedder.cmvn(x))))[0].T  # (D, 4·n)
-        first, x = _convolve(embedder.conv1, state.first, x)
-        second, x = _convolve(embedder.conv2, state.second, F.silu(x))
-        x = x.T  # (n, D)
-        layers: list[LayerState] = []
-        for layer, window, before in zip(self._net.layers, self._windows, state.layers, strict=True):
-            x, after = _layer(layer, window, before, x, last)
-            layers.append(after)
-        return self._net.final_norm(x), EncoderState(first, second, tuple(layers))
+        x = torch.cat(list(pcms)).to(self._like.device, self._like.dtype).reshape(1, -1, _FRAME_LEN)
+        x = F.silu(embedder.linear(embedder.comp(embedder.cmvn(x))))[0]  # (4·N, D)
+        frames = [len(pcm) // FRAME for pcm in pcms]
+        firsts, x = _convolve(embedder.conv1, [s.first for s in states], x, [4 * n for n in frames])
+        seconds, x = _convolve(embedder.conv2, [s.second for s in states], F.silu(x), [2 * n for n in frames])
+        layers: list[list[LayerState]] = [[] for _ in states]
+        counts = frames
+        for index, (layer, window) in enumerate(zip(self._net.layers, self._windows, strict=True)):
+            before = [s.layers[index] for s in states]
+            x, after, counts = _layer(layer, window, before, x, counts, lasts)
+            for mine, one in zip(layers, after, strict=True):
+                mine.append(one)
+        out = self._net.final_norm(x).split(counts)
+        return [
+            (y, EncoderState(first, second, tuple(mine)))
+            for y, first, second, mine in zip(out, firsts, seconds, layers, strict=True)
+        ]
 
 
-def _convolve(conv: Any, tail: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """A causal convolution of 5 taps and stride 2 over (C, 2·n) → the next tail, (C', n)."""
-    if x.shape[1] == 0:  # a stream that ends on the grid
-        return tail, x.new_zeros(conv.out_channels, 0)
-    x = torch.cat([tail, x], 1)
-    return x[:, -4:], F.conv1d(x[None], conv.weight, conv.bias, stride=2)[0]
+def _convolve(
+    conv: Any, tails: Sequence[Tensor], x: Tensor, counts: Sequence[int]
+) -> tuple[list[Tensor], Tensor]:
+    """A causal convolution of 5 taps and stride 2 over (N, C) rows, `counts` of each stream → next tails (C, 4), (N/2, C')."""
+    after: list[Tensor] = []
+    windows: list[Tensor] = []
+    for tail, part in zip(tails, x.split(list(counts)), strict=True):
+        whole = torch.cat([tail, part.T], 1)
+        after.append(whole[:, -4:])
+        if len(part):  # a stream that ends on the grid has none
+            windows.append(whole.unfold(1, 5, 2).transpose(0, 1).flatten(1))  # (n, C·5)
+    if not windows:
+        return after, x.new_zeros(0, conv.out_channels)
+    return after, F.linear(torch.cat(windows), conv.weight.flatten(1), conv.bias)
 
 
 def _layer(
-    layer: Any, window: tuple[int, int], before: LayerState, new: Tensor, last: bool
-) -> tuple[Tensor, LayerState]:
-    """New inputs (m, D) → outputs (n, D) of the inputs that see all they may see, and the state after."""
+    layer: Any,
+    window: tuple[int, int],
+    before: Sequence[LayerState],
+    new: Tensor,
+    counts: Sequence[int],
+    lasts: Sequence[bool],
+) -> tuple[Tensor, list[LayerState], list[int]]:
+    """New inputs (M, D), `counts` of each stream → outputs (N, D) of the inputs that see all they may see, the states
+    after, and how many outputs each stream has."""
     left, ahead = window
     attention = layer.self_attn
 
@@ -115,25 +144,39 @@ def _layer(
         return x.unflatten(-1, (-1, attention.head_dim)).transpose(0, 1)
 
     normed = layer.input_layernorm(new)
-    keys = torch.cat([before.keys, heads(attention.k_proj(normed))], 1)
-    values = torch.cat([before.values, heads(attention.v_proj(normed))], 1)
-    waiting = torch.cat([before.waiting, new])
-    n = len(waiting) if last else max(0, len(waiting) - ahead)
-    begin = keys.shape[1] - len(waiting)  # place of the first that waits, among the keys
-    gone = max(0, begin + n - (left - 1))
-    after = LayerState(keys[:, gone:], values[:, gone:], waiting[n:])
-    x = waiting[:n]
-    if n == 0:
-        return x, after
-    places = torch.arange(keys.shape[1], device=x.device)
-    distance = places[begin : begin + n, None] - places[None]  # (n, K)
-    y = F.scaled_dot_product_attention(
-        heads(attention.q_proj(layer.input_layernorm(x)))[None],
-        keys[None],
-        values[None],
-        attn_mask=(distance < left) & (distance >= -ahead),
-        scale=attention.scaling,
-        enable_gqa=attention.num_key_value_groups > 1,
-    )[0]
-    x = x + attention.o_proj(y.transpose(0, 1).flatten(1))
-    return x + layer.mlp(layer.post_attention_layernorm(x)), after
+    fresh = [
+        heads(project(normed)).split(list(counts), 1) for project in (attention.k_proj, attention.v_proj)
+    ]
+    after: list[LayerState] = []
+    given: list[Tensor] = []
+    seen: list[tuple[Tensor, Tensor, int]] = []
+    parts = zip(before, new.split(list(counts)), *fresh, lasts, strict=True)
+    for state, inputs, k, v, last in parts:
+        keys, values = torch.cat([state.keys, k], 1), torch.cat([state.values, v], 1)
+        waiting = torch.cat([state.waiting, inputs])
+        n = len(waiting) if last else max(0, len(waiting) - ahead)
+        begin = keys.shape[1] - len(waiting)  # place of the first that waits, among the keys
+        gone = max(0, begin + n - (left - 1))
+        after.append(LayerState(keys[:, gone:], values[:, gone:], waiting[n:]))
+        given.append(waiting[:n])
+        seen.append((keys, values, begin))
+    x, sizes = torch.cat(given), [len(g) for g in given]
+    if len(x) == 0:
+        return x, after, sizes
+    queries = heads(attention.q_proj(layer.input_layernorm(x))).split(sizes, 1)
+    sums: list[Tensor] = []
+    for q, (keys, values, begin) in zip(queries, seen, strict=True):
+        places = torch.arange(keys.shape[1], device=x.device)
+        distance = places[begin : begin + q.shape[1], None] - places[None]  # (n, K)
+        if q.shape[1]:
+            y = F.scaled_dot_product_attention(
+                q[None],
+                keys[None],
+                values[None],
+                attn_mask=(distance < left) & (distance >= -ahead),
+                scale=attention.scaling,
+                enable_gqa=attention.num_key_value_groups > 1,
+            )
+            sums.append(y[0])
+    x = x + attention.o_proj(torch.cat(sums, 1).transpose(0, 1).flatten(1))
+    return x + layer.mlp(layer.post_attention_layernorm(x)), after, sizes

@@ -3,15 +3,14 @@
 A frame of 80 ms attends to its own block of `lookahead + 1` frames and to a bounded left context, so what has been
 encoded never changes, and neither does a transducer's text: words are final when the next one begins.
 
-The network is the one in transformers. Its caches are changed by what is called with them: a forward works on a copy,
-and `commit` puts the copy in place.
+The network is the one in transformers. Streams share every product: the encoder's (`nemotron_encoder`) and, frame by frame,
+those of the prediction and joint networks, where a row that has said all leaves.
 
 Source: Stateful Conformer with cache-based inference, arXiv 2312.17279; RNN-T, arXiv 1211.3711.
 """
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
@@ -21,8 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .hub_folder import hub_folder
+from .hub_model import read_folder, read_network
 from .nemo_mel import NemoMel
+from .nemotron_encoder import EncoderState, NemotronEncoder
 from .stream_words import StreamWord
 
 FRAME_MS = 80
@@ -31,15 +31,18 @@ _BEGIN = "\u2581"  # sentencepiece's mark of a word's begin
 _QUIET = -16.6  # log of the guard value: digital silence
 
 
+Predictor = tuple[Tensor, Tensor, Tensor]
+"""The prediction network after a text: its output (D,), h and c of the LSTM (L, H)."""
+
+
 @dataclass(slots=True)
 class NemotronStream:
     """All that one stream is."""
 
     queue: Tensor  # (M, T) mel frames that wait
     at: int = 0  # encoder frames so far
-    encoder: Any = None  # transformers' caches: keys and values, and the convolutions' left sides
-    padding: Any = None
-    predictor: tuple[Tensor, Tensor, Tensor] | None = None  # output (1, 1, D), h and c of the LSTM
+    encoder: EncoderState = field(default_factory=EncoderState)
+    predictor: Predictor | None = None  # None: nothing has been said
     tokens: list[int] = field(default_factory=list[int])  # of the word that is being said
     first: int = 0  # its first and last frame
     last: int = 0
@@ -52,9 +55,8 @@ class Heard:
 
     used: int  # mel frames
     frames: int
-    encoder: Any
-    padding: Any
-    predictor: tuple[Tensor, Tensor, Tensor]
+    encoder: EncoderState
+    predictor: Predictor
     tokens: list[tuple[int, int]]
 
 
@@ -68,6 +70,7 @@ class NemotronStreamer:
         self._factor: int = config.encoder_config.subsampling_factor
         self._blank: int = config.blank_token_id
         self._most: int = config.max_symbols_per_step
+        self.encoder = NemotronEncoder(model, lookahead)
         self.front = NemoMel(config.encoder_config.num_mel_bins, emphasis)
 
     @property
@@ -98,18 +101,33 @@ class NemotronStreamer:
         return True
 
     def batch_key(self, stream: NemotronStream) -> Hashable:
-        """Blocks of equal length go together; each stream's is still a forward of its own."""
+        """Blocks of equal length go together: a stream's first one is shorter."""
         return self._needed(stream)
 
     @torch.no_grad()
     def forward(self, streams: Sequence[NemotronStream]) -> list[Heard]:
         """The next block of each. Changes no stream."""
-        return [self._one(stream) for stream in streams]
+        used = self._needed(streams[0])
+        steps = self.encoder.steps([s.encoder for s in streams], [s.queue[:, :used] for s in streams])
+        states = torch.stack([frames for frames, _ in steps])  # (B, F, D)
+        predictors = [s.predictor for s in streams]
+        fresh = [i for i, p in enumerate(predictors) if p is None]
+        begun = self._predict([self._blank] * len(fresh), None) if fresh else []
+        for i, one in zip(fresh, begun, strict=True):
+            predictors[i] = one
+        said: list[list[tuple[int, int]]] = [[] for _ in streams]
+        whole = [p for p in predictors if p is not None]
+        for frame in range(states.shape[1]):
+            self._say(states[:, frame], frame, whole, said)
+        return [
+            Heard(used, states.shape[1], encoder, predictor, tokens)
+            for (_, encoder), predictor, tokens in zip(steps, whole, said, strict=True)
+        ]
 
     def commit(self, stream: NemotronStream, heard: Heard, *, everything: bool = False) -> list[StreamWord]:
         """Take a result over; the words that are now whole (with `everything`: all there are)."""
         stream.queue = stream.queue[:, heard.used :]
-        stream.encoder, stream.padding, stream.predictor = heard.encoder, heard.padding, heard.predictor
+        stream.encoder, stream.predictor = heard.encoder, heard.predictor
         words: list[StreamWord] = []
         for token, frame in heard.tokens:
             if stream.tokens and self._begins(token):
@@ -140,40 +158,34 @@ class NemotronStreamer:
     def _begins(self, token: int) -> bool:
         return str(self.tokenizer.id_to_token(token)).startswith(_BEGIN)
 
-    def _one(self, stream: NemotronStream) -> Heard:
-        used = self._needed(stream)
-        mel = stream.queue[:, :used].T[None]
-        out = self.model.get_audio_features(
-            input_features=mel.to(self.model.device, self.model.dtype),
-            cache=copy.deepcopy(stream.encoder),
-            padding_cache=copy.deepcopy(stream.padding),
-            num_lookahead_tokens=self.lookahead,
-            use_cache=True,
-            output_attention_mask=False,
-        )
-        states: Tensor = out.pooler_output  # (1, F, D)
-        predictor = stream.predictor or self._predict(self._blank, None)
-        tokens: list[tuple[int, int]] = []
-        for frame in range(states.shape[1]):
-            for _ in range(self._most):
-                logits = self.model.joint(
-                    decoder_hidden_states=predictor[0], encoder_hidden_states=states[:, frame : frame + 1]
-                )
-                token = int(logits[0, 0].argmax())
-                if token == self._blank:
-                    break
-                tokens.append((token, frame))
-                predictor = self._predict(token, predictor)
-        return Heard(used, states.shape[1], out.cache, out.padding_cache, predictor, tokens)
+    def _say(
+        self, states: Tensor, frame: int, predictors: list[Predictor], said: list[list[tuple[int, int]]]
+    ) -> None:
+        """One frame of each stream, (B, D): add to `said` what it says, and keep `predictors` up with it."""
+        going = list(range(len(predictors)))
+        for _ in range(self._most):
+            outputs = torch.stack([predictors[i][0] for i in going])
+            logits = self.model.joint(decoder_hidden_states=outputs, encoder_hidden_states=states[going])
+            best: list[int] = logits.argmax(-1).tolist()
+            new = [(i, t) for i, t in zip(going, best, strict=True) if t != self._blank]
+            if not new:
+                return
+            going = [i for i, _ in new]
+            after = self._predict([t for _, t in new], [predictors[i] for i in going])
+            for (i, token), predictor in zip(new, after, strict=True):
+                said[i].append((token, frame))
+                predictors[i] = predictor
 
-    def _predict(
-        self, token: int, before: tuple[Tensor, Tensor, Tensor] | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The prediction network after one more token."""
+    def _predict(self, tokens: Sequence[int], before: Sequence[Predictor] | None) -> list[Predictor]:
+        """The prediction network after one more token of each stream."""
         net = self.model.decoder
-        ids = torch.tensor([[token]], device=self.model.device)
-        y, (h, c) = net.lstm(net.embedding(ids), None if before is None else before[1:])
-        return net.decoder_projector(y), h, c
+        ids = torch.tensor(tokens, device=self.model.device)[:, None]
+        hidden = None
+        if before is not None:
+            hidden = tuple(torch.stack([p[i] for p in before], 1) for i in (1, 2))  # (L, B, H)
+        y, (h, c) = net.lstm(net.embedding(ids), hidden)
+        out = net.decoder_projector(y)[:, 0]  # (B, D)
+        return [(out[b], h[:, b], c[:, b]) for b in range(len(tokens))]
 
 
 def load(source: str, *, lookahead_ms: int = 560, device: str = "cpu") -> NemotronStreamer:
@@ -181,30 +193,15 @@ def load(source: str, *, lookahead_ms: int = 560, device: str = "cpu") -> Nemotr
 
     Raises: ValueError in words.
     """
-    try:
-        from tokenizers import Tokenizer
-        from transformers import NemotronAsrStreamingForRNNT
-    except ImportError as e:
-        raise ValueError("asr.nemotron needs the extra: pip install 'penstock[hub]'") from e
-    folder = hub_folder(source, "asr.nemotron", "nvidia/nemotron-speech-streaming-en-0.6b")
-    for name in ("config.json", "tokenizer.json"):
-        if not (folder / name).is_file():
-            raise ValueError(
-                f"{folder / name} is missing; a Nemotron folder has config.json, tokenizer.json, weights"
-            )
-    kind = json.loads((folder / "config.json").read_text()).get("model_type")
-    if kind != "nemotron_asr_streaming":
-        raise ValueError(f"{folder}: model_type is {kind!r}; accepted: 'nemotron_asr_streaming'")
+    example = "nvidia/nemotron-speech-streaming-en-0.6b"
+    folder, tokenizer = read_folder(source, "asr.nemotron", example, "nemotron_asr_streaming")
     allowed, emphasis = _processing(folder)
     latencies = sorted((frames + 1) * FRAME_MS for frames in allowed)
     if lookahead_ms not in latencies:
         raise ValueError(f"lookahead_ms {lookahead_ms} is none that the model knows; it knows: {latencies}")
-    model: Any = NemotronAsrStreamingForRNNT.from_pretrained(
-        folder, use_safetensors=True, local_files_only=True
-    )
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    model = read_network(folder, "NemotronAsrStreamingForRNNT", tokenizer, device)
     ahead = lookahead_ms // FRAME_MS - 1
-    return NemotronStreamer(model.eval().to(device), tokenizer, lookahead=ahead, emphasis=emphasis)
+    return NemotronStreamer(model, tokenizer, lookahead=ahead, emphasis=emphasis)
 
 
 def _processing(folder: Path) -> tuple[list[int], float]:

@@ -10,7 +10,6 @@ end of a committed word, so no word is cut and none is lost.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
@@ -19,19 +18,18 @@ from torch import Tensor
 
 from .attention_kv import KvBuffer
 from .causal_whisper import CausalWhisper, EncoderState
-from .local_optimality import TAIL, Hypothesis, reviews, settle
+from .local_optimality import TAIL, Hypothesis, settle
 from .log_mel import LogMel
 from .stream_words import StreamWord, give_words
+from .text_writer import AGAIN, Audio, TextWriter
 from .tokens import Tokens
 from .whisper_dims import BlockPlan
 from .whisper_ort import OrtWhisper
-from .whisper_text import Audio, TextWriter
 from .whisper_window import PACE, NextWindow, begun, catch_up, due
 from .window_seam import Said
 
 FRAME_S = 0.02
 _LARGEST = 0.4  # of a window may be a first block and a chunk
-_AGAIN = 8  # tokens before the words not yet given that are read again: word times need them beside
 
 
 @dataclass(slots=True)
@@ -79,24 +77,19 @@ class WhisperStreamer:
         beams: int = 1,
         tail: int = TAIL,
         tokens_per_s: float = 12.0,
-        again: int | None = _AGAIN,
+        again: int | None = AGAIN,
     ) -> None:
-        """again: how many tokens that are final are read over new audio; None: all, each block."""
+        """beams, tail, tokens_per_s, again: see `TextWriter`. Raises: ValueError."""
         if plan.left is None and plan.first + plan.chunk > model.dims.n_audio_ctx * _LARGEST:
             raise ValueError(
                 f"a chunk of {plan.chunk_ms} ms is too long for a window of {model.dims.n_audio_ctx * 20} ms"
             )
-        if not 1 <= beams <= 16:
-            raise ValueError(f"{beams} beams are not possible; there are 1 to 16")
         self.model, self.tokens, self.plan = model, tokens, plan
         self.front = LogMel(model.dims.n_mels)
-        # people say at most 7 syllables a second; a decoder that runs away stops here
-        new = 4 + math.ceil(tokens_per_s * plan.chunk * FRAME_S)
-        stood = reviews(plan.chunk * FRAME_S)
-        self.writer = TextWriter(model, tokens, width=beams, tail=tail, new=new, stood=stood)
-        self._again = again if beams == 1 else None
-        if new * 2 > self.writer.room:
-            raise ValueError(f"{new} tokens a block do not fit the text context of {model.dims.n_text_ctx}")
+        self.writer = TextWriter(
+            model.decoder, tokens, context=model.dims.n_text_ctx, chunk_s=plan.chunk * FRAME_S,
+            tokens_per_s=tokens_per_s, width=beams, tail=tail, again=again,
+        )  # fmt: skip
 
     # ------------------------------------------------------------ streams
 
@@ -107,11 +100,8 @@ class WhisperStreamer:
         history = None if self.plan.left else self.model.like.new_zeros(dims.n_mels, 2 * dims.n_audio_ctx)
         cross = self.model.decoder.start(encoder.layers[0].capacity)
         return WhisperStream(
-            encoder, cross, [Hypothesis()], self._past(), history, origin=origin, last_end=origin
+            encoder, cross, [Hypothesis()], self.writer.past(), history, origin=origin, last_end=origin
         )
-
-    def _past(self) -> list[KvBuffer]:
-        return self.model.decoder.start(self.model.dims.n_text_ctx)
 
     @property
     def chunk_ms(self) -> int:
@@ -138,7 +128,7 @@ class WhisperStreamer:
 
     def full(self, stream: WhisperStream) -> bool:
         """Whether the window must slide before the next block, ready or not."""
-        crowded = len(stream.text.tokens) + self.writer.new > self.writer.room
+        crowded = self.writer.crowded(stream.text)
         if self.plan.left is not None:
             return crowded and self._outside(stream) > 0
         return crowded or stream.encoder.at + self.plan.chunk > self.model.dims.n_audio_ctx
@@ -160,14 +150,13 @@ class WhisperStreamer:
             if window is not None and not window.lacks(stream.encoder.at):
                 slid[i], nexts[i] = window, None
                 window.encoder.queue.frames = stream.encoder.queue.frames  # its last two are the same
-                crowd = len(stream.text.tokens) - window.seam.tokens + self.writer.new - self.writer.room
-                dropped[i] = min(stream.worded, window.seam.tokens + max(0, crowd))
+                dropped[i] = min(stream.worded, max(window.seam.tokens, self.writer.crowd(stream.text)))
             elif self.plan.left is not None and self.full(stream):
                 dropped[i] = self._outside(stream)
         encoders = [s.encoder if new is None else new.encoder for s, new in zip(streams, slid, strict=True)]
         crosses = [s.cross if new is None else new.cross for s, new in zip(streams, slid, strict=True)]
         beams = [[b.after(gone) for b in s.beams] for s, gone in zip(streams, dropped, strict=True)]
-        pasts = [self._past() if gone else s.past for s, gone in zip(streams, dropped, strict=True)]
+        pasts = [self.writer.past() if gone else s.past for s, gone in zip(streams, dropped, strict=True)]
         audio = self.model.encoder.step(encoders, n, self.plan)
         self.model.decoder.hear(audio, crosses)
         found = self.writer.write(beams, pasts, [self._heard(cross, n) for cross in crosses])
@@ -206,10 +195,7 @@ class WhisperStreamer:
             settle(stream.text, everything=True)
             stream.beams = [stream.text]
         words = give_words(self.tokens, stream, stream.encoder.at, heard.attention, everything=everything)
-        if self._again is not None and stream.worded > self._again:
-            held = len(self.tokens.prefix) + stream.worded - self._again
-            for kv in stream.past:
-                kv.fill = max(kv.fill, held)
+        self.writer.hold(stream.past, stream.worded)
         return words
 
     def finish(self, stream: WhisperStream) -> list[StreamWord]:
@@ -252,5 +238,4 @@ class WhisperStreamer:
         assert self.plan.left is not None
         line = stream.encoder.at - self.plan.left
         gone = max((w.after for w in stream.said if w.end <= line), default=0)
-        crowd = len(stream.text.tokens) + self.writer.new - self.writer.room
-        return min(stream.worded, max(gone, crowd))
+        return min(stream.worded, max(gone, self.writer.crowd(stream.text)))

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from penstock.models import moonshine_stream
-from penstock.models.asr_session import AsrEvent, AsrRows, AsrSession
+from penstock.models.causal_whisper import TextRow
 from penstock.models.framed_pcm import FramedPcm, samples
 from penstock.models.local_optimality import Hypothesis
 from penstock.models.log_mel import LogMel
@@ -25,11 +25,11 @@ from penstock.models.moonshine_stream import MoonshineStreamer
 from penstock.models.stream_words import StreamWord
 from penstock.pipeline.stage import StageError
 from penstock.stages.asr_moonshine import MoonshineAsr
+from streamed import beside_strangers, same_words_over_any_chunking, speech, turn
 from torch import Tensor
 
 pytest.importorskip("transformers", reason="needs the extra hub")
 torch.set_num_threads(1)
-SECOND = 1_000_000_000
 VOCABULARY = 40
 
 
@@ -67,12 +67,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def asr(folder: Path) -> MoonshineStreamer:
     return moonshine_stream.load(str(folder), chunk_ms=160)
-
-
-def speech(seconds: float, seed: int = 0) -> NDArray[np.float32]:
-    rng = np.random.default_rng(seed)
-    envelope = 0.1 + np.abs(np.sin(np.arange(int(seconds * 16_000)) / 2500))
-    return (rng.normal(size=int(seconds * 16_000)) * 0.2 * envelope).astype(np.float32)
 
 
 def whole(asr: MoonshineStreamer, pcm: Tensor) -> Tensor:
@@ -162,9 +156,10 @@ def test_logits_over_the_streamed_audio_are_those_of_the_whole(asr: MoonshineStr
         theirs = asr.model(
             input_values=torch.from_numpy(pcm)[None], attention_mask=mask, decoder_input_ids=torch.tensor([tokens])
         ).logits[0]  # fmt: skip
-        cache = moonshine_stream._cache(stream.cross, len(stream.audio))  # pyright: ignore[reportPrivateUsage]
-        hidden, weights = asr._read(tokens, cache)  # pyright: ignore[reportPrivateUsage]
-    assert (asr.model.proj_out(hidden) - theirs).abs().max() <= 1e-4
+        row = TextRow(tokens, 0, asr.writer.past(), stream.cross, len(stream.audio))
+        hidden = asr.decoder.step([row], align=True)
+    assert (asr.decoder.logits(hidden) - theirs).abs().max() <= 1e-4
+    weights = torch.cat(row.attention)
     assert weights.shape == (2, len(tokens), len(stream.audio))
 
 
@@ -183,25 +178,19 @@ def test_one_block_writes_what_transformers_generates(asr: MoonshineStreamer) ->
     assert [1, *text.tokens] == theirs[: 1 + len(text.tokens)]
 
 
-def test_a_forward_that_is_dropped_leaves_no_trace_and_strangers_change_nothing(
-    asr: MoonshineStreamer,
-) -> None:
-    pcm, other = speech(1.6), speech(1.6, 1)
-    alone, stream = run(asr, pcm, 16)
-    pair = [asr.start(), asr.start()]
-    words = list[StreamWord]()
-    for at in range(0, len(pcm), 2560):
-        for s, p in zip(pair, (pcm, other), strict=True):
-            mel = torch.from_numpy(p[at : at + 2560]).reshape(-1, 160).T
-            asr.push(s, torch.cat([mel, torch.zeros(1, mel.shape[1])]))
-        asr.forward(pair)  # thrown away
-        heard = asr.forward(pair)
-        words += asr.commit(pair[0], heard[0])
-        asr.commit(pair[1], heard[1])
-    asr.fill(pair[0])
-    words += asr.commit(pair[0], asr.forward([pair[0]])[0], everything=True)
-    assert words == alone
-    assert pair[0].text.tokens == stream.text.tokens
+def test_strangers_of_any_age_and_dropped_forwards_change_nothing(asr: MoonshineStreamer) -> None:
+    def feed(stream: Any, i: int) -> None:
+        mel = torch.from_numpy(speech(0.19, i)).reshape(-1, 160).T
+        asr.push(stream, torch.cat([mel, torch.zeros(1, mel.shape[1])]))
+
+    alone, among, one, other = beside_strangers(asr, feed, 12, [0, 2, 5, 5])
+    assert among == alone
+    assert len(alone) >= 2
+    assert len(one.text.tokens) > 6
+    assert one.text.tokens == other.text.tokens
+    assert (one.audio - other.audio).abs().max() <= 1e-4
+    for a, b in zip(one.cross, other.cross, strict=True):
+        assert (a.k[:, : a.fill] - b.k[:, : b.fill]).abs().max() <= 1e-4
 
 
 def test_a_full_window_slides_without_a_reset_and_words_stay_in_order(folder: Path) -> None:
@@ -235,29 +224,10 @@ def test_committed_tokens_never_change(asr: MoonshineStreamer) -> None:
 # ---------------------------------------------------------------- sessions and the stage
 
 
-def events(asr: MoonshineStreamer, pcm: NDArray[np.float32], step: int) -> list[AsrEvent]:
-    session, found = AsrSession(AsrRows(asr)), list[AsrEvent]()
-    for at in range(0, len(pcm), step):
-        found += session.push(pcm[at : at + step], at * SECOND // 16_000)
-        if at // step == 3:
-            session = session.snapshot()  # goes on from a copy as from itself
-    return found + session.finish()
-
-
 def test_a_session_gives_the_same_words_over_any_chunking_and_none_is_taken_back(
     asr: MoonshineStreamer,
 ) -> None:
-    silence = (np.random.default_rng(2).normal(size=16_000) * 1e-5).astype(np.float32)
-    pcm = np.concatenate([silence[:4000], speech(2.0), silence, silence])
-    found = events(asr, pcm, 320)
-    commits = [e for e in found if e.kind == "commit"]
-    ends = [e for e in found if e.kind == "endpoint"]
-    assert len(commits) >= 3
-    assert [e.text for e in ends] == [" ".join(e.text for e in commits)]
-    assert all(a.end <= b.begin for a, b in zip(commits, commits[1:]))  # noqa: B905, RUF007
-    for step in (1000, 7777):
-        again = events(asr, pcm, step)
-        assert [e.text for e in again if e.kind == "commit"] == [e.text for e in commits]
+    same_words_over_any_chunking(asr, turn(2.0))
 
 
 @pytest.mark.parametrize(
@@ -265,7 +235,7 @@ def test_a_session_gives_the_same_words_over_any_chunking_and_none_is_taken_back
     [
         ({"model": "/nowhere"}, "'/nowhere' is neither a folder nor a hub id .* nor one of: moonshine-"),
         ({"model": "moonshine-streaming-tiny"}, "is not here: penstock models pull moonshine-streaming-tiny"),
-        ({"model": "."}, "is missing; a Moonshine folder has"),
+        ({"model": "."}, "is missing; a folder for asr.moonshine has"),
         ({"chunk_ms": 330}, "chunk_ms 330 is not possible; accepted: 80 to 1000, a multiple of 20"),
     ],
 )

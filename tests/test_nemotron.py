@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from fakes import FakeContext
-from numpy.typing import NDArray
 from penstock.models import nemotron_stream
-from penstock.models.asr_session import AsrEvent, AsrRows, AsrSession
 from penstock.models.nemo_mel import NemoMel
-from penstock.models.nemotron_stream import NemotronStreamer
 from penstock.pipeline.stage import StageError
 from penstock.stages.asr_nemotron import NemotronAsr
+from streamed import beside_strangers, same_words_over_any_chunking, speech, turn
 
 pytest.importorskip("transformers", reason="needs the extra hub")
 torch.set_num_threads(1)
-SECOND = 1_000_000_000
 BLANK = 24
 
 
@@ -53,12 +50,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.save(str(path / "tokenizer.json"))
     (path / "processor_config.json").write_text(json.dumps({"supported_num_lookahead_tokens": [6, 1, 0]}))
     return path
-
-
-def speech(seconds: float) -> NDArray[np.float32]:
-    rng = np.random.default_rng(0)
-    envelope = 0.1 + np.abs(np.sin(np.arange(int(seconds * 16_000)) / 2500))
-    return (rng.normal(size=int(seconds * 16_000)) * 0.2 * envelope).astype(np.float32)
 
 
 def test_features_are_those_of_transformers() -> None:
@@ -93,23 +84,24 @@ def test_blocks_give_the_states_and_tokens_of_the_whole(folder: Path, lookahead_
     frames = 1 + 8 * ahead + blocks * 8 * (ahead + 1)
     mel = torch.randn(80, frames, generator=torch.Generator().manual_seed(1))
     stream, tokens, states = asr.start(), list[int](), list[torch.Tensor]()
-    encode: Any = asr.model.get_audio_features
+    encode = asr.encoder.steps
 
-    def recorded(**given: Any) -> Any:
-        out = encode(**given)
-        states.append(out.pooler_output)
+    def recorded(*given: Any) -> Any:
+        out = encode(*given)
+        states.append(out[0][0][None])
         return out
 
-    asr.model.get_audio_features = recorded
+    asr.encoder.steps = recorded
     for at in range(0, frames, 37):
         asr.push(stream, mel[:, at : at + 37])
         while asr.ready(stream):
             heard = asr.forward([stream])[0]
             tokens += [t for t, _ in heard.tokens]
             asr.commit(stream, heard)
-    whole = encode(input_features=mel.T[None], num_lookahead_tokens=ahead, output_attention_mask=False)
+    whole = asr.model.get_audio_features(
+        input_features=mel.T[None], num_lookahead_tokens=ahead, output_attention_mask=False
+    )
     assert (torch.cat(states, 1) - whole.pooler_output).abs().max() <= 1e-4
-    del asr.model.get_audio_features
     said = (
         asr.model.generate(
             input_features=mel.T[None],
@@ -124,42 +116,40 @@ def test_blocks_give_the_states_and_tokens_of_the_whole(folder: Path, lookahead_
     assert len(tokens) > 5
 
 
-def test_a_forward_that_is_dropped_leaves_no_trace(folder: Path) -> None:
+@torch.no_grad()
+def test_strangers_of_any_age_and_dropped_forwards_change_nothing(folder: Path) -> None:
     asr = nemotron_stream.load(str(folder), lookahead_ms=160)
-    streams = [asr.start(), asr.start()]
-    tokens: list[list[tuple[int, int]]] = [[], []]
-    for i, stream in enumerate(streams):
-        asr.push(stream, torch.randn(80, 120, generator=torch.Generator().manual_seed(5)))
-        while asr.ready(stream):
-            if i:
-                asr.forward([stream, stream])  # thrown away
-            heard = asr.forward([stream])[0]
-            tokens[i] += heard.tokens
-            asr.commit(stream, heard)
-    assert tokens[0] == tokens[1]
 
+    def feed(stream: Any, i: int) -> None:
+        asr.push(stream, torch.randn(80, 31, generator=torch.Generator().manual_seed(i)))
 
-def events(asr: NemotronStreamer, pcm: NDArray[np.float32], step: int) -> list[AsrEvent]:
-    session, found = AsrSession(AsrRows(asr)), list[AsrEvent]()
-    for at in range(0, len(pcm), step):
-        found += session.push(pcm[at : at + step], at * SECOND // 16_000)
-    return found + session.finish()
+    alone, among, one, other = beside_strangers(asr, feed, 20, [0, 3, 11])  # 20 rounds: past the left window
+    assert among == alone
+    assert len(alone) > 5
+    assert one.encoder.held == other.encoder.held == 14
+    for a, b in zip(one.encoder.keys, other.encoder.keys, strict=True):
+        assert (a - b).abs().max() <= 1e-4
+    assert one.predictor is not None
+    assert (one.predictor[0] - other.predictor[0]).abs().max() <= 1e-4
 
 
 def test_a_session_gives_the_same_words_over_any_chunking_and_none_is_taken_back(folder: Path) -> None:
-    asr = nemotron_stream.load(str(folder), lookahead_ms=160)
-    silence = (np.random.default_rng(2).normal(size=16_000) * 1e-5).astype(np.float32)
-    pcm = np.concatenate([silence[:4000], speech(2.0), silence, silence])
-    found = events(asr, pcm, 320)
-    commits = [e for e in found if e.kind == "commit"]
-    ends = [e for e in found if e.kind == "endpoint"]
-    assert len(commits) >= 3
-    assert [e.text for e in ends] == [" ".join(e.text for e in commits)]
-    assert all(a.end <= b.begin for a, b in zip(commits, commits[1:]))  # noqa: B905, RUF007
-    assert 0 <= commits[0].begin < ends[0].end <= len(pcm) * SECOND // 16_000
-    for step in (1000, 7777):
-        again = events(asr, pcm, step)
-        assert [e.text for e in again if e.kind == "commit"] == [e.text for e in commits]
+    pcm = turn(2.0)
+    found = same_words_over_any_chunking(nemotron_stream.load(str(folder), lookahead_ms=160), pcm)
+    begin, end = found[0].begin, found[-1].end
+    assert 0 <= begin < end <= len(pcm) * 1_000_000_000 // 16_000
+
+
+def test_missing_weights_are_refused_by_name(folder: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    bad = tmp_path / "bad"
+    shutil.copytree(folder, bad)
+    state = load_file(bad / "model.safetensors")
+    del state["encoder.layers.1.conv.norm.weight"], state["joint.head.bias"]
+    save_file(state, bad / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks 2 weights, the first: encoder.layers.1.conv.norm.weight"):
+        nemotron_stream.load(str(bad))
 
 
 @pytest.mark.parametrize(
@@ -167,7 +157,7 @@ def test_a_session_gives_the_same_words_over_any_chunking_and_none_is_taken_back
     [
         ({"lookahead_ms": 100}, r"100 is none that the model knows; it knows: \[80, 160, 560\]"),
         ({"model": "/nowhere"}, "is neither a folder nor a hub id"),
-        ({"model": "."}, "is missing; a Nemotron folder has"),
+        ({"model": "."}, "is missing; a folder for asr.nemotron has"),
     ],
 )
 def test_what_cannot_be_loaded_is_told_with_the_node(

@@ -91,15 +91,18 @@ def test_both_engines_write_the_same_words_and_a_stream_can_change_engines(plan:
 @pytest.mark.parametrize("int8", ["head", "all"])
 def test_an_int8_stream_does_not_depend_on_the_strangers_it_shares_a_forward_with(int8: str) -> None:
     asr = streamer(OrtWhisper(weights(), int8))
-    alone, shared, stranger = asr.start(), asr.start(), asr.start()
-    for stream, seed, loud in ((alone, 1, 1.0), (shared, 1, 1.0), (stranger, 2, 9.0)):
-        stream.encoder.queue.push(mel(180, seed) * loud)
+    alone, shared, *strangers = (
+        asr.start() for _ in range(7)
+    )  # a full run of four, and one with empty lanes
+    for seed, stream in enumerate([alone, shared, *strangers]):
+        stream.encoder.queue.push(mel(180, max(seed, 1)) * (9.0 if seed > 1 else 1.0))
     words = run(asr, alone)
     found: list[StreamWord] = []
     while asr.ready(shared):
-        heard = asr.forward([stranger, shared])
-        asr.commit(stranger, heard[0])
-        found += asr.commit(shared, heard[1])
+        rows = [*strangers, shared]
+        for stream, heard in zip(rows, asr.forward(rows), strict=True):
+            said = asr.commit(stream, heard)
+            found += said if stream is shared else []
     assert found == words
     assert torch.equal(shared.encoder.layers[1].k, alone.encoder.layers[1].k)
 
