@@ -113,8 +113,8 @@ class OrtEncoder:
         out = self._lanes.run([n] * len(states), self._names, feeds, whole)
         for i, state in enumerate(states):
             for layer, kv in enumerate(state.layers):
-                new = (torch.from_numpy(x[:, i * n : i * n + n]) for x in out[1 + 2 * layer : 3 + 2 * layer])
-                kv.put(*new, kv.fill)
+                k, v = (torch.from_numpy(x[:, i * n : i * n + n]) for x in out[1 + 2 * layer : 3 + 2 * layer])
+                kv.put(k, v, kv.fill)
         return torch.from_numpy(out[0]).unflatten(0, (len(states), n))
 
 
@@ -176,8 +176,8 @@ class OrtDecoder:
         at = 0
         for row, n in zip(rows, counts, strict=True):
             for i, kv in enumerate(row.past):
-                new = (torch.from_numpy(y[:, at : at + n]) for y in out[1 + 2 * i : 3 + 2 * i])
-                kv.put(*new, row.start)
+                k, v = (torch.from_numpy(y[:, at : at + n]) for y in out[1 + 2 * i : 3 + 2 * i])
+                kv.put(k, v, row.start)
             at += n
         spreads = iter(out[len(self._names) :])
         for row in rows if align else ():

@@ -150,6 +150,7 @@ def _line(folder: Path, number: int, text: str) -> _Line:
 def decode(path: Path) -> NDArray[np.float32]:
     """(S,) at 16 kHz. Raises: ValueError for what is no audio."""
     import av
+    from av.error import FFmpegError
 
     resampler = av.AudioResampler("flt", "mono", RATE_HZ)
     try:
@@ -158,6 +159,6 @@ def decode(path: Path) -> NDArray[np.float32]:
                 f.to_ndarray()[0] for frame in container.decode(audio=0) for f in resampler.resample(frame)
             ]
             parts += [f.to_ndarray()[0] for f in resampler.resample(None)]
-    except (av.FFmpegError, IndexError) as e:
+    except (FFmpegError, IndexError) as e:
         raise ValueError(f"{path} cannot be read as audio ({e})") from e
     return np.concatenate(parts).astype(np.float32) if parts else np.zeros(0, np.float32)
