@@ -7,6 +7,11 @@ import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from ..pipeline.clock import SECOND
+from ..pipeline.units import Duration
+
 _MAX_KEY = 16 * 1024  # bytes; tokens of cloud services have up to some kilobytes
 
 
@@ -56,3 +61,26 @@ def is_local(url: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+class EndpointOptions(BaseModel):
+    """What every endpoint is told by in YAML."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    base_url: str = Field(description="As http://localhost:8000/v1")
+    model: str = Field(min_length=1, description="As the endpoint names it")
+    key: str = Field("", description="Where its key is: env:NAME or file:PATH; empty for none")
+    connect: Duration = Field(3 * SECOND, gt=0, description="Time to connect in")
+    failures: int = Field(3, ge=1, le=100, description="In a row, then it is left alone for a while")
+    cooldown: Duration = Field(5 * SECOND, gt=0, le=60 * SECOND, description="That while, at first")
+
+    @field_validator("base_url")
+    @classmethod
+    def _http(cls, value: str) -> str:
+        return check_url(value)
+
+    @field_validator("key")
+    @classmethod
+    def _reference(cls, value: str) -> str:
+        return check_reference(value)

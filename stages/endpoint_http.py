@@ -9,12 +9,15 @@ import aiohttp
 
 from ..pipeline.clock import SECOND
 
+_FOR_ALL = (401, 403, 404, 408, 429)  # of the client errors: key, address, load; the rest is this request's
+
 
 class EndpointFailed(Exception):
     """The endpoint gave no whole answer. The words never hold its text, the key or the address."""
 
-    def __init__(self, reason: str, retry_after: int = 0) -> None:
+    def __init__(self, reason: str, retry_after: int = 0, *, for_all: bool = False) -> None:
         super().__init__(reason)
+        self.for_all = for_all  # other requests would meet it too
         self.retry_after = retry_after  # ns that the endpoint asks to be left alone; 0 when it asks nothing
 
 
@@ -34,7 +37,8 @@ def check_status(response: aiohttp.ClientResponse) -> None:
         retry_after = (
             int(seconds) * SECOND if seconds.isascii() and seconds.isdigit() and len(seconds) < 7 else 0
         )
-        raise EndpointFailed(f"HTTP {response.status}", retry_after)
+        for_all = response.status >= 500 or response.status in _FOR_ALL
+        raise EndpointFailed(f"HTTP {response.status}", retry_after, for_all=for_all)
 
 
 @contextmanager
@@ -45,11 +49,11 @@ def failures_in_words(connect: int, late: Callable[[], str], *telling: type[Exce
         yield
     except TimeoutError as e:
         if isinstance(e, aiohttp.ClientError):
-            raise EndpointFailed(f"no connection in {connect / SECOND:g} s") from e
-        raise EndpointFailed(late()) from e
+            raise EndpointFailed(f"no connection in {connect / SECOND:g} s", for_all=True) from e
+        raise EndpointFailed(late(), for_all=True) from e
     except aiohttp.ClientConnectorError as e:
-        raise EndpointFailed(f"no connection ({type(e.os_error).__name__})") from e
+        raise EndpointFailed(f"no connection ({type(e.os_error).__name__})", for_all=True) from e
     except aiohttp.ClientError as e:
-        raise EndpointFailed(f"the connection broke ({type(e).__name__})") from e
+        raise EndpointFailed(f"the connection broke ({type(e).__name__})", for_all=True) from e
     except telling as e:
         raise EndpointFailed(str(e)) from e

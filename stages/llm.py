@@ -11,7 +11,6 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from ..pipeline.breaker import CircuitBreaker
 from ..pipeline.clock import MS, SECOND
 from ..pipeline.frame import Frame, TokenFrame
 from ..pipeline.stage import Control, Flush, In, Out, Outputs, Ports, Stage, StageError
@@ -19,7 +18,8 @@ from ..pipeline.units import Duration
 from .chat_client import ChatClient, Limits
 from .chat_history import ChatHistory, Said
 from .chat_tools import Tool, ToolBox, check_names
-from .endpoint import check_reference, check_url, is_local, read_key
+from .endpoint import EndpointOptions, is_local, read_key
+from .endpoint_guard import EndpointGuard
 from .endpoint_http import EndpointFailed
 
 log = logging.getLogger(__name__)
@@ -46,22 +46,15 @@ class LlmChat(Stage):
         outputs={"say": Out(TokenFrame, origin="token")},
     )
 
-    class Options(BaseModel):
-        model_config = ConfigDict(extra="forbid", frozen=True)
+    class Options(EndpointOptions):
         base_url: str = Field(description="As http://localhost:11434/v1; /chat/completions is appended")
-        model: str = Field(min_length=1, description="As the endpoint names it")
-        key: str = Field("", description="Where its key is: env:NAME or file:PATH; empty for none")
         system: str = Field(_SYSTEM, max_length=32_000, description="The system prompt")
         apology: str = Field("Sorry, I can't answer right now.", description="Said once when it fails")
-        connect: Duration = Field(3 * SECOND, gt=0, description="Time to connect in")
         first_token: Duration = Field(10 * SECOND, gt=0, description="From the question to the first text")
         between_tokens: Duration = Field(5 * SECOND, gt=0, description="From one text to the next")
         history_turns: int = Field(20, ge=1, le=1_000, description="Questions and answers remembered")
         history_bytes: int = Field(32_768, ge=256, le=4_194_304, description="Bytes of them")
         response_bytes: int = Field(2_097_152, ge=1_024, le=67_108_864, description="Longest response read")
-        failures: int = Field(3, ge=1, le=100, description="In a row, then it is left alone for a while")
-        cooldown: Duration = Field(5 * SECOND, gt=0, le=60 * SECOND, description="That while, at first")
-
         tools: dict[str, Tool] = Field(default_factory=dict, max_length=64, description="Functions by name")
         tool_rounds: int = Field(4, ge=1, le=16, description="Rounds of calls in one answer")
 
@@ -70,16 +63,6 @@ class LlmChat(Stage):
         def _names(cls, value: dict[str, Tool]) -> dict[str, Tool]:
             check_names(value)
             return value
-
-        @field_validator("base_url")
-        @classmethod
-        def _http(cls, value: str) -> str:
-            return check_url(value)
-
-        @field_validator("key")
-        @classmethod
-        def _reference(cls, value: str) -> str:
-            return check_reference(value)
 
     class Params(BaseModel):
         model_config = ConfigDict(extra="forbid", frozen=True)
@@ -97,7 +80,9 @@ class LlmChat(Stage):
         limits = Limits(o.connect, o.first_token, o.between_tokens, o.response_bytes)
         self._tools = ToolBox(o.tools, self.ctx)
         self._client = self.connect(o.base_url, key, limits)
-        self._breaker = CircuitBreaker(o.failures, o.cooldown)
+        self._guard = EndpointGuard(
+            self.ctx.clock, o.base_url, o.model, o.key, failures=o.failures, cooldown=o.cooldown
+        )
         self._history = ChatHistory(o.history_turns, o.history_bytes)
         self._reply: asyncio.Task[None] | None = None
         self._epoch = 0  # of the reply in flight
@@ -149,9 +134,9 @@ class LlmChat(Stage):
         return getattr(self, "_reply", None) is not None
 
     async def _answer(self, reply: _Reply) -> None:
-        clock, breaker = self.ctx.clock, self._breaker
+        clock, guard = self.ctx.clock, self._guard
         start = clock.now()
-        if not breaker.allow(start):
+        if not guard.allow():
             await self._apologise(reply)
             return
         epoch = self._epoch
@@ -163,7 +148,7 @@ class LlmChat(Stage):
                 raise asyncio.CancelledError  # the flush is on its way: this was not said
             if not reply.said:
                 over = True
-                breaker.succeeded()
+                guard.succeeded()
                 self.ctx.emit("llm_first_token", ms=(clock.now() - start) // MS)
             if len(reply.said) + len(text) > _MAX_SAID:
                 raise EndpointFailed(f"a reply is over {_MAX_SAID} characters")
@@ -172,19 +157,19 @@ class LlmChat(Stage):
         try:
             await self._converse(say)
             over = True
-            breaker.succeeded()
+            guard.succeeded()
             self._apologised = False
             await reply.end()
         except EndpointFailed as e:
             over = True
-            breaker.failed(clock.now(), e.retry_after)
-            state = breaker.state(clock.now())
+            guard.failed(e)
+            state = guard.state
             log.warning("%s/%s: %s; circuit %s", self.ctx.session, self.ctx.node, e, state)
             self.ctx.emit("llm_failed", error=str(e), circuit=state)
             await self._apologise(reply)
         finally:
             if not over:
-                breaker.abandoned()
+                guard.abandoned()
 
     async def _converse(self, say: Callable[[str], Awaitable[None]]) -> None:
         """Ask until the model has no more functions to call. Raises: EndpointFailed."""

@@ -18,7 +18,6 @@ from typing import Any
 import cv2
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from ..pipeline.breaker import CircuitBreaker
 from ..pipeline.clock import MS, SECOND
 from ..pipeline.frame import TokenFrame, VideoFrame
 from ..pipeline.pixels import to_rgb
@@ -28,6 +27,7 @@ from .chat_client import ChatClient, Limits
 from .chat_history import ChatHistory
 from .close_up import close_up
 from .endpoint import check_reference, check_url, is_local, read_key
+from .endpoint_guard import EndpointGuard
 from .endpoint_http import EndpointFailed
 from .question_rules import wish
 from .vlm_answers import Asked, Questions, Voice, tell_answered
@@ -78,7 +78,14 @@ class Remote:
         self.questions = Questions(ctx, self._reply)
         self._window: deque[VideoFrame] = deque(maxlen=options.pictures)
         self._history = ChatHistory(options.history_turns, 32_768)
-        self._breaker = CircuitBreaker(options.failures, options.cooldown)
+        self._guard = EndpointGuard(
+            ctx.clock,
+            options.base_url,
+            options.model,
+            options.key,
+            failures=options.failures,
+            cooldown=options.cooldown,
+        )
         self._client: ChatClient | None = None
 
     async def start(self) -> None:
@@ -127,7 +134,7 @@ class Remote:
 
     async def _reply(self, asked: Asked, out: Outputs) -> None:
         frame, text, epoch = asked.frame, asked.text, asked.epoch
-        clock, breaker, start = self.ctx.clock, self._breaker, self.ctx.clock.now()
+        clock, guard, start = self.ctx.clock, self._guard, self.ctx.clock.now()
         utterance, said, over = self._voice.begin(), "", False
 
         def put(words: str, end: bool, at: int) -> None:
@@ -144,7 +151,7 @@ class Remote:
             said += words
             put(words, False, epoch)
 
-        if not breaker.allow(start):
+        if not guard.allow():
             put("I cannot ask the model right now.", True, epoch)
             return
         assert self._client is not None
@@ -154,16 +161,16 @@ class Remote:
             shown = [*pictures, part] if part is not None else pictures
             images = await self.ctx.pool().call(_encode, shown, self.options.side)
             await self._client.stream(self._request(text, pictures, images), say)
-            breaker.succeeded()
+            guard.succeeded()
             over = True
             put("", True, epoch)
             tell_answered(frame, out, "endpoint", epoch=epoch)
             self._history.add("user", text)
             self._history.add("assistant", said)
         except EndpointFailed as e:
-            breaker.failed(clock.now(), e.retry_after)
+            guard.failed(e)
             over = True
-            self.ctx.emit("vlm_failed", error=str(e), circuit=breaker.state(clock.now()))
+            self.ctx.emit("vlm_failed", error=str(e), circuit=guard.state)
             log.warning("%s/%s: %s", self.ctx.session, self.ctx.node, e)
             put(
                 " I cannot answer right now.".lstrip() if not said else " I cannot go on right now.",
@@ -172,7 +179,7 @@ class Remote:
             )
         finally:
             if not over:  # interrupted
-                breaker.abandoned()
+                guard.abandoned()
                 put("", True, self.ctx.epoch)
 
     def _request(self, text: str, pictures: list[VideoFrame], images: list[str]) -> dict[str, object]:

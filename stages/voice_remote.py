@@ -6,14 +6,14 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
+from pydantic import Field, JsonValue
 
 from ..models.voice import Evenly, Spoken
-from ..pipeline.breaker import CircuitBreaker
 from ..pipeline.clock import SECOND
 from ..pipeline.stage import Context, StageError
 from ..pipeline.units import Duration
-from .endpoint import check_reference, check_url, is_local, read_key
+from .endpoint import EndpointOptions, is_local, read_key
+from .endpoint_guard import EndpointGuard
 from .endpoint_http import EndpointFailed
 from .speech_client import SpeechClient, SpeechLimits
 from .speech_sound import Format, Pcm
@@ -29,15 +29,12 @@ _PACE = 14.0  # characters a second, of an English reader; then as this voice wa
 _PACES = (2.0, 40.0)
 
 
-class SpeechEndpoint(BaseModel):
+class SpeechEndpoint(EndpointOptions):
     """An OpenAI-compatible speech endpoint."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     base_url: str = Field(description="As http://localhost:8880/v1; /audio/speech is appended")
     model: str = Field("tts-1", min_length=1, description="As the endpoint names it")
     voice: str = Field("alloy", min_length=1, description="As the endpoint names it")
-    key: str = Field("", description="Where its key is: env:NAME or file:PATH; empty for none")
     format: Format = Field("pcm", description="What is asked for; pcm is 16 bit, mono, and soonest")
     rate_hz: int = Field(24_000, ge=8_000, le=48_000, description="Of pcm, which does not say it")
     extra: dict[str, JsonValue] = Field(
@@ -49,17 +46,6 @@ class SpeechEndpoint(BaseModel):
     between_bytes: Duration = Field(2 * SECOND, gt=0, description="From one piece of sound to the next")
     response_bytes: int = Field(8_388_608, ge=1_024, le=67_108_864, description="Longest response read")
     failures: int = Field(1, ge=1, le=100, description="In a row, then it is left alone for a while")
-    cooldown: Duration = Field(5 * SECOND, gt=0, le=60 * SECOND, description="That while, at first")
-
-    @field_validator("base_url")
-    @classmethod
-    def _http(cls, value: str) -> str:
-        return check_url(value)
-
-    @field_validator("key")
-    @classmethod
-    def _reference(cls, value: str) -> str:
-        return check_reference(value)
 
 
 class RemoteEngine:
@@ -73,7 +59,10 @@ class RemoteEngine:
 
     def __init__(self, options: SpeechEndpoint, ctx: Context, embedded: Engine | None) -> None:
         self._options, self._ctx, self._embedded = options, ctx, embedded
-        self._breaker = CircuitBreaker(options.failures, options.cooldown)
+        o = options
+        self._guard = EndpointGuard(
+            ctx.clock, o.base_url, o.model, o.key, failures=o.failures, cooldown=o.cooldown
+        )
         self._client: SpeechClient | None = None
         self._told = False  # of this outage
         self._pace = _PACE
@@ -107,8 +96,9 @@ class RemoteEngine:
     async def _ask(self, text: str, rate: float, pieces: _Pieces) -> bool:
         """Was the clause spoken to its end?"""
         assert self._client is not None
-        o, ctx, breaker = self._options, self._ctx, self._breaker
-        if not breaker.allow(ctx.clock.now()):
+        o, ctx, guard = self._options, self._ctx, self._guard
+        if not guard.allow():
+            self._tell("it is left alone for a while")
             return False
         request: dict[str, Any] = {**o.extra, "model": o.model, "voice": o.voice}
         # JSON could spell half a character (a lone surrogate), which servers reject
@@ -119,28 +109,31 @@ class RemoteEngine:
         try:
             await self._client.stream(request, o.format, o.rate_hz, pieces.push)
             over = True
-            breaker.succeeded()
+            guard.succeeded()
             if self._told:
                 log.info("%s/%s: the speech endpoint is back", ctx.session, ctx.node)
                 self._told = False
         except EndpointFailed as e:
             over = True
-            breaker.failed(ctx.clock.now(), e.retry_after)
-            if not self._told:
-                self._told = True
-                state = breaker.state(ctx.clock.now())
-                instead = "an embedded voice speaks" if self._embedded is not None else "nothing is spoken"
-                log.warning(
-                    "%s/%s: speech endpoint: %s; circuit %s, %s", ctx.session, ctx.node, e, state, instead
-                )
-                ctx.emit("tts_failed", error=str(e), circuit=state, instead=instead)
+            guard.failed(e)
+            self._tell(str(e))
             await pieces.cut()
             return False
         finally:
             if not over:
-                breaker.abandoned()
+                guard.abandoned()
         await pieces.finish()
         return True
+
+    def _tell(self, what: str) -> None:
+        """Once an outage."""
+        if self._told:
+            return
+        self._told, ctx = True, self._ctx
+        instead = "an embedded voice speaks" if self._embedded is not None else "nothing is spoken"
+        state = self._guard.state
+        log.warning("%s/%s: speech endpoint: %s; circuit %s, %s", ctx.session, ctx.node, what, state, instead)
+        ctx.emit("tts_failed", error=what, circuit=state, instead=instead)
 
 
 class _Pieces:

@@ -235,7 +235,10 @@ def test_odd_text_harms_nothing(voice: PocketVoice, text: str) -> None:
 
 def test_the_stage_speaks_with_it(folder: Path) -> None:
     async def main() -> str:
-        stage, out = StreamTts(StreamTts.Options(voice="pocket", model=str(folder))), Collected()
+        stage, out = (
+            StreamTts(StreamTts.Options.model_validate({"voice": "pocket", "model": str(folder)})),
+            Collected(),
+        )
         stage.ctx = FakeContext()
         await stage.setup()
         await feed(stage, "text", TokenFrame(pts=0, text="Hello. ", utterance=1, end=True), out)
@@ -271,7 +274,9 @@ def test_faults_are_named(folder: Path, tmp_path: Path, monkeypatch: pytest.Monk
         pocket_voice.load(str(bad), str(other))
 
     async def main() -> None:
-        stage = StreamTts(StreamTts.Options(voice="pocket", model=str(tmp_path / "none")))
+        stage = StreamTts(
+            StreamTts.Options.model_validate({"voice": "pocket", "model": str(tmp_path / "none")})
+        )
         stage.ctx = FakeContext()
         with pytest.raises(StageError, match="node"):
             await stage.setup()

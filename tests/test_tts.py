@@ -191,7 +191,7 @@ def test_a_writer_that_stalls_is_not_waited_for(deltas: list[str], after_stall: 
     async def main() -> None:
         voice()
         clock, out = StoppedClock(), Collected()
-        stage = StreamTts(StreamTts.Options(stall=400 * MS))
+        stage = StreamTts(StreamTts.Options.model_validate({"stall": "400ms"}))
         stage.ctx = FakeContext(clock)
         await stage.setup()
 
