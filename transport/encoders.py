@@ -24,6 +24,7 @@ LONGEST = 5  # s between pictures that still tell of a rate
 H264_CEILINGS = (200_000, 400_000, 1_200_000, 3_000_000)  # bits/s; each allows 1/40 to 1 of it
 BUFFER_S = 0.2  # of the ceiling: the most that a picture may run ahead of the rate
 KEYFRAME_S = 0.25  # of the rate: a larger one is made coarser
+HURRIED_S = 0.1  # the same when the rate has just fallen: what waits on the way already is as much again
 X264_PARAMS = "scenecut=0:sliced-threads=0"
 FPS_OFF = 1.6  # times off the rate the encoder was opened for: x264 divides bits by pictures
 FPS_PATIENCE = 3 * SECOND
@@ -186,6 +187,7 @@ class Vp8Encoder:
 
     def __init__(self, bitrate_bps: int) -> None:
         self.bitrate_bps = bitrate_bps
+        self.keyframe_s = KEYFRAME_S
         self.opened = 0  # times
         self._encoder: vpx.Vp8 | None = None
 
@@ -198,7 +200,7 @@ class Vp8Encoder:
         ):
             return encoder.encode(picture, keyframe, self.bitrate_bps)
         data = self._open(picture, vpx.FINE_Q)
-        if len(data) * 8 > self.bitrate_bps * KEYFRAME_S:
+        if len(data) * 8 > self.bitrate_bps * self.keyframe_s:
             data = self._open(picture, vpx.COARSE_Q)
         return data, True
 

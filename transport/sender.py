@@ -37,7 +37,7 @@ from aiortc.rtp import (
 from ..pipeline.clock import MS, SECOND, LoopClock
 from .audio_out import SAMPLES, AudioOut
 from .encoded_audio import EncodedAudio
-from .encoders import PictureScaler, encode_scaled
+from .encoders import HURRIED_S, KEYFRAME_S, PictureScaler, Vp8Encoder, encode_scaled
 from .feedback import TRANSPORT_CC
 from .picture_rate import FrameGate, PictureRate, Shape
 from .red import Redundancy
@@ -70,6 +70,7 @@ class PacedSender(RTCRtpSender):
         self._origin = random.getrandbits(32)
         self._history: OrderedDict[int, tuple[RtpPacket, int]] = OrderedDict()  # → when last sent, ns
         self._wants_keyframe = True
+        self._hurries = False  # is the next one made for a path that is full?
         self._keyframe_at = -SECOND
         self._next_keyframe = 0  # ns, before which none is made for a request
         self._tail: asyncio.Task[None] | None = None
@@ -161,6 +162,9 @@ class PacedSender(RTCRtpSender):
             encoder.bitrate_bps = bps
             if keyframe:
                 self._wants_keyframe = False
+                if isinstance(encoder, Vp8Encoder):
+                    encoder.keyframe_s = HURRIED_S if self._hurries else KEYFRAME_S
+                self._hurries = False
             data, is_keyframe = await loop.run_in_executor(
                 None, encode_scaled, encoder, scaler, frame, shape, timestamp, keyframe, now
             )
@@ -281,6 +285,7 @@ class PacedSender(RTCRtpSender):
         """What the far end waits for never left, or will not come: only a picture made for the rate of now helps."""
         self._history.clear()
         self._next_keyframe = 0
+        self._hurries = True
         self._send_keyframe()
 
     def _rtt_ms(self, lsr: int, dlsr: int) -> float | None:
@@ -297,20 +302,21 @@ class PacedSender(RTCRtpSender):
             if packet is None or (last and now - last < REPEAT_APART):
                 continue
             self._history[number] = (packet, now)
-            if self._rtx_type is not None:
-                again = wrap_rtx(
-                    packet,
-                    payload_type=self._rtx_type,
-                    sequence_number=self._rtx_number,
-                    ssrc=self._rtx_ssrc,
-                )
-                again.extensions.mid = self._mid
-                self._rtx_number = (self._rtx_number + 1) & 0xFFFF
-                packet = again
-            packets.append(packet)
+            # asked for once more, it is what a picture that stands still waits for: one of two copies will come
+            packets += [self._again(packet) for _ in range(2 if last else 1)]
         if packets:
             with contextlib.suppress(ConnectionError):  # the far end is gone; the connection tells it
                 await self.uplink.queue("again", packets, self._extensions)
+
+    def _again(self, packet: RtpPacket) -> RtpPacket:
+        if self._rtx_type is None:
+            return packet
+        again = wrap_rtx(
+            packet, payload_type=self._rtx_type, sequence_number=self._rtx_number, ssrc=self._rtx_ssrc
+        )
+        again.extensions.mid = self._mid
+        self._rtx_number = (self._rtx_number + 1) & 0xFFFF
+        return again
 
     async def _send_rtcp(self, packets: list[Any]) -> None:
         """Its sender reports know nothing of what we send: ours are put in."""
