@@ -5,15 +5,12 @@ import contextlib
 import itertools
 import os
 import socket
-import subprocess
-import sys
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import pytest
 from fakes import Collected, FakeContext, feed
@@ -21,13 +18,11 @@ from penstock.pipeline.clock import MS, SECOND, MonotonicClock
 from penstock.pipeline.frame import AudioFrame, Frame, TokenFrame, VideoFrame
 from penstock.pipeline.stage import Stage, StageError
 from penstock.pipeline.units import AudioFormat, VideoFormat
-from penstock.transport.chat_file import ChatFile
 from penstock.transport.file_ends import sink, source
 from penstock.transport.file_in import FileIn, FileInOptions
 from penstock.transport.file_out import FileOut
 from penstock.transport.synthetic import BEEP, SyntheticIn, SyntheticOptions
 
-ROOT = Path(__file__).parent.parent
 SMALL = VideoFormat(96, 64, 30.0)
 
 
@@ -397,63 +392,3 @@ def test_a_damaged_middle_is_skipped_not_fatal(tmp_path: Path) -> None:
     (tmp_path / "b.mkv").write_bytes(data)
     out, _ = read(tmp_path / "b.mkv")
     assert len(out.of("video")) > 40
-
-
-def test_a_file_that_can_hold_no_more_ends_the_run_with_an_error_and_keeps_what_it_holds(
-    tmp_path: Path,
-) -> None:
-    graph, out = tmp_path / "full.yaml", tmp_path / "out.mkv"
-    graph.write_text(
-        "penstock: 1\ngraph: full\nnodes:\n"
-        "  source: {use: synthetic.in, video: 320x180@30, duration: 6s}\n"
-        f"  out: {{use: file.out, in: {{video: source.video}}, path: {out}}}\n"
-    )
-    limited = ["sh", "-c", 'ulimit -f 20; exec "$0" "$@"', sys.executable, "-m", "penstock.pipeline"]
-    env = os.environ | {"PYTHONPATH": str(ROOT / ".typing"), "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "300"}
-    done = subprocess.run([*limited, "run", str(graph)], capture_output=True, text=True, check=False, env=env)
-    assert done.returncode == 1, done.stderr
-    assert f"error: node out: cannot write '{out}': File too large" in done.stderr
-    assert "Traceback" not in done.stderr
-    with av.open(str(out)) as file:
-        pictures = [p.time for p in file.decode(video=0)]
-    assert pictures[0] == 0, "not begun again after the failure"
-    assert len(pictures) > 20
-
-
-def test_chat_is_typed_while_media_plays(tmp_path: Path) -> None:
-    chat, sound = tmp_path / "chat.txt", tmp_path / "a.wav"
-    chat.write_text("what time is it\n[1.5s] neon\n\nand now\n[9s] late\n")
-    write([sound], synthetic(3))
-    for stage in (
-        FileIn(FileInOptions(path=str(sound)), chat=str(chat)),
-        SyntheticIn(SyntheticOptions(video=SMALL), duration=3 * SECOND, chat=str(chat)),
-    ):
-        out = Collected()
-        stage.ctx = context()
-
-        async def main(stage: Stage = stage, out: Collected = out) -> None:
-            await stage.setup()
-            await stage.run(out)
-            await stage.close()
-
-        asyncio.run(main())
-        said = [(f.text, f.pts / SECOND, f.utterance) for f in out.of("text")]
-        expected = [("what time is it", 0, 1), ("neon", 1.5, 2), ("and now", 2.5, 3), ("late", 9, 4)]
-        assert said == expected, "nor is lost what comes after the media's end"
-        heard = [(p, f.pts) for p, f in out.frames if p in ("audio", "text")]
-        assert all(later[1] >= earlier[1] - SECOND // 10 for earlier, later in itertools.pairwise(heard))
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("[soon] hello", "1: 'soon' is not a duration"),
-        ("a\n\n[3s]\n", "3: nothing is said at 3s"),
-        ("[3s] a\n[2s] b", "2: 2s is before the line above"),
-    ],
-)
-def test_a_wrong_line_of_chat_is_named(tmp_path: Path, text: str, words: str) -> None:
-    chat = tmp_path / "chat.txt"
-    chat.write_text(text)
-    with pytest.raises(StageError, match=words):
-        ChatFile(str(chat))
