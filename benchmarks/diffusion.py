@@ -1,8 +1,8 @@
-"""Live video diffusion: speed, likeness to the teachers, flicker, and what batching and guidance cost.
+"""Live video diffusion: speed, likeness to the teachers, flicker, what batching and guidance cost, sessions, a browser.
 
-`make bench AREA=diffusion`; `ARGS="--device cuda"` adds true shapes with random weights on a GPU (`--device cuda --tiny`
-tries that block in small on the CPU), `ARGS=--chromium` the whole way through a browser. Times are CPU seconds of one thread,
-so that other work on the machine counts less; ratios are measured in turns within one run.
+`make bench AREA=diffusion`; `ARGS="--device cuda"` measures true shapes with random weights on a GPU in its place (`--device cuda --tiny`
+tries that block in small on the CPU), `ARGS=--chromium` only the whole way through a browser. Times are CPU seconds of one
+thread, so that other work on the machine counts less; ratios are measured in turns within one run.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import cycle, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ import cv2
 import numpy as np
 import torch
 from diffusion_batch import guidance_cost
-from diffusion_live import in_simulation, live, thousand
+from diffusion_equal import thousand, together_or_apart, wan_equality
+from diffusion_live import in_simulation, live
 from numpy.typing import NDArray
 from penstock.models.restyle_prompt import PHRASES
-from penstock.models.stream_model import Picture, Settings
+from penstock.models.stream_model import STEADY, Picture, Settings
 from penstock.models.stream_models import How, load
 from penstock.models.tiny_restyle import WEIGHTS, TinyRestyle
 from penstock.models.training import scenes, teachers
@@ -81,10 +82,12 @@ def speed(engine: str, precision: str, side: int, steps: int, rounds: int) -> di
     model = load("tiny-restyle", how=How(engine=engine, precision=precision, device="cpu"))  # type: ignore[arg-type]
     assert isinstance(model, TinyRestyle)
     state = model.init_state((side, side), Settings("pencil sketch", steps=steps))
-    frame = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (side, side + 64, 3), np.uint8)
+    scene = cv2.GaussianBlur(noise, (0, 0), 2)
+    frames = cycle([np.ascontiguousarray(scene[:, x : x + side]) for x in range(0, 64, 2)])  # the camera pans
 
     def tick() -> None:
-        rows = model.rows(state, frame)
+        rows = model.rows(state, next(frames))
         model.commit(state, rows, model.forward(rows))
 
     for _ in range(steps):
@@ -114,7 +117,9 @@ def likeness(model: TinyRestyle, steps: int) -> dict[str, float]:
     return table
 
 
-def flicker(model: TinyRestyle, style: str, pan: int, steps: int, frames: int = 6) -> tuple[float, float]:
+def flicker(
+    model: TinyRestyle, style: str, pan: int, steps: int, steady: float, frames: int = 6
+) -> tuple[float, float]:
     """Mean change between frames along the camera's motion, (ours, the teacher's), of a noisy camera."""
     rng = np.random.default_rng(1)
     image = scenes.photograph("astronaut.png", SIDE + 64)
@@ -122,7 +127,7 @@ def flicker(model: TinyRestyle, style: str, pan: int, steps: int, frames: int = 
     for t in range(frames):
         cut = image[16 : 16 + SIDE, 8 + t * pan : 8 + t * pan + SIDE]
         seen.append(u8(np.clip(cut + rng.normal(0, 0.02, cut.shape), 0, 1).astype(np.float32)))
-    ours = show(model, seen, Settings(PHRASES[style][0], steps=steps))
+    ours = show(model, seen, Settings(PHRASES[style][0], steps=steps, steady=steady))
     theirs = [teachers.apply(f32(s), style) for s in seen]
 
     def change(video: list[Float]) -> float:
@@ -184,42 +189,6 @@ def stream_batch(model: TinyRestyle, steps: int, side: int, rounds: int) -> dict
     }
 
 
-def together_or_apart(model: TinyRestyle) -> dict[str, Any]:
-    """How far results differ that must not: Stream Batch against one picture after the other, strangers against alone."""
-    rng = np.random.default_rng(2)
-    frames = [rng.integers(0, 256, (64, 64, 3), np.uint8) for _ in range(8)]
-
-    def estimates(batched: bool) -> list[torch.Tensor]:
-        state = model.init_state((64, 64), Settings("oil painting", steps=2))
-        found: list[torch.Tensor] = []
-        for frame in [*frames, None, None]:
-            picture: Picture | None = frame
-            while picture is not None or state.flights:
-                rows = model.rows(state, picture)
-                results = model.forward(rows)
-                found += [d.estimate for r, d in zip(rows, results, strict=True) if r.last]
-                model.commit(state, rows, results)
-                picture = None
-                if batched and frame is not None:
-                    break
-        return found
-
-    sequence = max(float((a - b).abs().max()) for a, b in zip(estimates(True), estimates(False), strict=True))
-    states = [model.init_state((64, 64), Settings(PHRASES[s][0], steps=2)) for s in STYLES[:6]]
-    rows = [model.rows(s, f)[0] for s, f in zip(states, frames, strict=False)]
-    alone = [model.forward([row])[0].estimate for row in rows]
-    strangers = max(
-        float((a.estimate - b).abs().max()) for a, b in zip(model.forward(rows), alone, strict=True)
-    )
-    return {
-        "figure": "equality",
-        "stream_batch": sequence,
-        "goal": 5e-5,
-        "strangers": strangers,
-        "goal_strangers": 1e-5,
-    }
-
-
 def sheet(model: TinyRestyle, path: Path) -> None:
     """A picture of all styles, the teacher's above ours."""
     image = held_out("astronaut.png")
@@ -230,92 +199,125 @@ def sheet(model: TinyRestyle, path: Path) -> None:
     cv2.imwrite(str(path), u8(np.concatenate(rows, 0))[..., ::-1])
 
 
+def fps(rounds: int) -> dict[str, Any]:
+    """Pictures a second of one core, by engine, precision, size and steps; the best of one step, for the summary."""
+    best: dict[str, Any] = {}
+    for side in (256, 128):
+        for engine, precision in (("torch", "fp32"), ("onnx", "fp32"), ("torch", "bf16")):
+            for steps in (1, 2):
+                found = speed(engine, precision, side, steps, rounds)
+                line(figure="fps_per_core", **found)
+                if steps == 1 and (precision == "bf16" or engine == "onnx"):
+                    best[f"fps_per_core_{side}_{precision}"] = found["fps_per_core"]
+    return best
+
+
+def look_alike(model: TinyRestyle, full: bool) -> dict[str, Any]:
+    """Likeness to the teachers by style, and flicker against theirs, with and without `steady`."""
+    note("likeness to the teachers")
+    summary: dict[str, Any] = {}
+    for steps in (1, 2):
+        table = likeness(model, steps)
+        mean = round(float(np.mean(list(table.values()))), 1)
+        head = {"steps": steps, "side": SIDE, "photographs": list(scenes.HELD_OUT)}
+        line(figure="psnr_to_teacher_db", **head, **table, mean=mean)
+        summary.setdefault("psnr_to_teacher_mean_db", mean)
+    note("flicker")
+    for name, pan in (("static", 0), ("panning", 2)):
+        ratios: dict[float, list[float]] = {STEADY: [], 0.0: []}
+        for style in STYLES if full else ("pencil", "neon", "cartoon", "oil", "watercolor", "blueprint"):
+            found: dict[str, Any] = {}
+            for steady, key in ((STEADY, "ratio"), (0.0, "ratio_unsteadied")):
+                ours, theirs = flicker(model, style, pan, 1, steady)
+                ratios[steady].append(ours / theirs)
+                found[key] = round(ours / theirs, 2)
+                found["teacher"] = round(theirs * 255, 2)
+            line(figure=f"flicker_ratio_{name}", style=style, steps=1, pan_px=pan, **found)
+        summary[f"flicker_ratio_{name}"] = round(float(np.mean(ratios[STEADY])), 2)
+        summary[f"flicker_ratio_{name}_unsteadied"] = round(float(np.mean(ratios[0.0])), 2)
+    return summary
+
+
+def costs(model: TinyRestyle, rounds: int) -> dict[str, Any]:
+    """From a prompt to its pictures; what Stream Batch and guidance save."""
+    delays = {steps: prompt_delay(model, steps) for steps in (1, 2)}
+    line(figure="prompt_to_pixels_frames", **{f"steps_{k}": v for k, v in delays.items()})
+    note("stream batch and guidance")
+    for steps in (2, 4):
+        for side in (64, 256):
+            line(figure="stream_batch", engine="onnx", **stream_batch(model, steps, side, rounds))
+    ratios: dict[str, Any] = {}
+    for found in guidance_cost(rounds):
+        line(**found)
+        ratios = {f"rcfg_{k}": found[k] for k in ("full_over_onetime", "full_over_self") if k in found}
+    return {"prompt_to_pixels_frames": max(delays.values()), **ratios}
+
+
+def equalities(model: TinyRestyle) -> dict[str, Any]:
+    """What must be equal, and what must not grow."""
+    note("equalities, a thousand frames")
+    same, wan, long = together_or_apart(model), wan_equality(), thousand(model)
+    for found in (same, wan, long):
+        line(**found)
+    return {
+        "stream_batch_off": same["stream_batch"],
+        "strangers_off": same["strangers"],
+        "causal_wan_off": wan["causal_wan"],
+        "vae_off": wan["vae"],
+        "thousand_frames_time": long["time_last_over_first"],
+        "thousand_frames_mb": long["peak_memory_grew_mb"],
+    }
+
+
+def schedule(full: bool) -> dict[str, Any]:
+    """Sessions that share a pool, on the virtual clock and live."""
+    note("sessions")
+    summary: dict[str, Any] = {}
+    mixed = 0
+    for kind, of, seconds in (("simulated", in_simulation, (20.0, 60.0)), ("live", live, (5.0, 20.0))):
+        for sessions in (1, 3, 5, 6):
+            found = of(sessions, seconds[full])
+            line(**found)
+            mixed += found.get("mixed_up", 0)
+            summary[f"{kind}_{sessions}_ms"] = (found["p50_ms"], found["p99_ms"])
+    return summary | {"mixed_up": mixed}
+
+
 def main() -> None:
     """Print the lines."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--tiny", action="store_true", help="the GPU block in small, on any device")
     parser.add_argument("--chromium", action="store_true", help="only the way through a real browser")
+    parser.add_argument("--no-chromium", action="store_true", help="all but that")
     parser.add_argument("--full", action="store_true", help="more rounds, flicker of every style")
     parser.add_argument("--sheet", type=Path, help="write a picture of all styles here")
     args = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    rounds = 30 if args.full else 8
-    if args.chromium:
-        from diffusion_chromium import chromium_figure
-
-        line(area="diffusion", **chromium_figure(20.0 if args.full else 10.0))
-        return
-    model = load("tiny-restyle", how=How(device="cpu", engine="onnx", precision="fp32"))
-    assert isinstance(model, TinyRestyle)
-    if args.sheet:
-        sheet(model, args.sheet)
-    best: dict[int, float] = {}
-    for side in (256, 128):
-        for engine, precision in (("torch", "fp32"), ("onnx", "fp32"), ("torch", "bf16")):
-            for steps in (1, 2):
-                found = speed(engine, precision, side, steps, rounds)
-                line(figure="fps_per_core", **found)
-                if steps == 1:
-                    best[side] = max(best.get(side, 0.0), found["fps_per_core"])
-    note("likeness to the teachers")
-    by_steps = {steps: likeness(model, steps) for steps in (1, 2)}
-    for steps, table in by_steps.items():
-        line(
-            figure="psnr_to_teacher_db",
-            steps=steps,
-            side=SIDE,
-            photographs=list(scenes.HELD_OUT),
-            **table,
-            mean=round(float(np.mean(list(table.values()))), 1),
-        )
-    ratios: dict[str, list[float]] = {"static": [], "panning": []}
-    for style in STYLES if args.full else ("pencil", "neon", "cartoon", "oil", "watercolor", "blueprint"):
-        for name, pan in (("static", 0), ("panning", 2)):
-            ours, theirs = flicker(model, style, pan, 2)
-            ratios[name].append(ours / theirs)
-            line(
-                figure=f"flicker_ratio_{name}",
-                style=style,
-                steps=2,
-                ratio=round(ours / theirs, 2),
-                teacher=round(theirs * 255, 2),
-                pan_px=pan,
-            )
-    delays = {steps: prompt_delay(model, steps) for steps in (1, 2)}
-    line(figure="prompt_to_pixels_frames", **{f"steps_{k}": v for k, v in delays.items()})
-    for steps in (2, 4):
-        for side in (64, 256):
-            line(figure="stream_batch", engine="onnx", **stream_batch(model, steps, side, rounds))
-    guidance = guidance_cost(rounds)
-    for found in guidance:
-        line(**found)
-    line(**together_or_apart(model))
-    line(**thousand(model))
-    for sessions in (1, 3, 5, 6):
-        line(**in_simulation(sessions, 60.0 if args.full else 20.0))
-    for sessions in (1, 3, 5, 6):
-        line(**live(sessions, 20.0 if args.full else 6.0))
     if args.device == "cuda":
         from diffusion_gpu import run
 
-        run(args.full, args.tiny)
-    else:
+        line(area="diffusion", **run(args.full, args.tiny))
+        return
+    summary: dict[str, Any] = {"weights": WEIGHTS.name, "steps": 1}
+    if not args.chromium:
+        model = load("tiny-restyle", how=How(device="cpu", engine="onnx", precision="fp32"))
+        assert isinstance(model, TinyRestyle)
+        if args.sheet:
+            sheet(model, args.sheet)
+        rounds = 30 if args.full else 8
+        summary |= fps(rounds) | look_alike(model, args.full) | costs(model, rounds)
+        summary |= equalities(model) | schedule(args.full)
         line(figure="gpu", value=None, reason='needs a GPU: ARGS="--device cuda"')
-    line(figure="chromium", value=None, reason="a browser takes its time: ARGS=--chromium")
-    mean = {k: round(float(np.mean(v)), 2) for k, v in ratios.items()}
-    line(
-        area="diffusion",
-        weights=WEIGHTS.name,
-        fps_per_core_256=best[256],
-        fps_per_core_128=best[128],
-        steps=1,
-        psnr_to_teacher_mean_db={s: round(float(np.mean(list(t.values()))), 1) for s, t in by_steps.items()},
-        flicker_ratio_static=mean["static"],
-        flicker_ratio_panning=mean["panning"],
-        prompt_to_pixels_frames=max(delays.values()),
-    )
+    if not args.no_chromium:
+        note("a browser")
+        from diffusion_chromium import chromium_figure
+
+        found = chromium_figure(20.0 if args.full else 10.0)
+        line(**found)
+        summary |= {f"chromium_{k}": found.get(k) for k in ("fps", "glass_to_glass_ms_p50")}
+    line(area="diffusion", **summary)
 
 
 if __name__ == "__main__":

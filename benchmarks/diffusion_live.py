@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-import resource
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from penstock.models.stream_model import Picture, Settings
-from penstock.models.tiny_restyle import TinyRestyle
+from penstock.models.stream_model import Picture
 from penstock.pipeline.clock import MS, SECOND, MonotonicClock
 from penstock.pipeline.pool_plan import BatchPlan, PoolPlan
 from penstock.pipeline.pools import DevicePool
@@ -24,6 +20,7 @@ from diffusion_sessions import Session, simulated
 
 GOALS_MS = {1: (25, 36), 3: (32, 52), 5: (83, 107)}  # p50/p99 of the pool's own simulation
 FPS, STEPS = 15, 2
+MOST = 0.8  # of the device, that admission promises
 
 
 def _ages(sessions: list[Session]) -> dict[str, Any]:
@@ -37,6 +34,8 @@ def in_simulation(sessions: int, seconds: float) -> dict[str, Any]:
     """L(rows) = 5.0 + 5.65·rows ms, cameras of 15 fps with 6 ms of jitter, 100 ms from capture: exact."""
     all_of, device, late = simulated(sessions, steps=STEPS, fps=FPS, seconds=seconds)
     sent, shown = sum(s.sent for s in all_of), sum(len(s.shown) for s in all_of)
+    rows = 10  # in a forward at most
+    offered = sessions * FPS * STEPS * (5.0 + 5.65 * rows) / rows / 1e3
     return {
         "figure": "sessions_simulated",
         "sessions": sessions,
@@ -45,6 +44,8 @@ def in_simulation(sessions: int, seconds: float) -> dict[str, Any]:
         **_ages(all_of),
         "goal_ms": GOALS_MS.get(sessions),
         "shown": round(shown / sent, 3),
+        "offered_load": round(offered, 2),
+        "fits": round(min(1.0, MOST / offered), 2),  # what admission lets through: the rest is thinned evenly
         "late": round(sum(late) / sent, 4),
         "rows_per_forward": device.stats()["rows_per_forward"],
     }
@@ -103,32 +104,4 @@ def live(sessions: int, seconds: float, side: int = 128) -> dict[str, Any]:
         "late": round(late / sent, 3),
         "mixed_up": mixed,
         "rows_per_forward": device.stats()["rows_per_forward"],
-    }
-
-
-def thousand(model: TinyRestyle, frames: int = 1000, side: int = 64) -> dict[str, Any]:
-    """Memory and time of the first against the last tenth of a stream."""
-    state = model.init_state((side, side), Settings("neon glow", steps=2))
-    rng = np.random.default_rng(0)
-    pictures = [rng.integers(0, 256, (side, side, 3), np.uint8) for _ in range(8)]
-    took: list[float] = []
-    memory: list[int] = []
-    for t in range(frames):
-        start = time.thread_time()
-        rows = model.rows(state, pictures[t % 8])
-        model.commit(state, rows, model.forward(rows))
-        took.append(time.thread_time() - start)
-        if t in (frames // 10, frames - 1):
-            gc.collect()
-            memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-    tenth = frames // 10
-    return {
-        "figure": "thousand_frames",
-        "frames": frames,
-        "side": side,
-        "steps": 2,
-        "time_last_over_first": round(
-            float(np.median(took[-tenth:]) / np.median(took[tenth : 2 * tenth])), 3
-        ),
-        "peak_memory_grew_mb": round((memory[1] - memory[0]) / 1024, 1),
     }

@@ -14,7 +14,7 @@ Streaming Language Models with Attention Sinks" (2023) for the sink and position
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -232,100 +232,12 @@ def _attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     return mixed.transpose(1, 2).flatten(2).type_as(queries)
 
 
-# ---------------------------------------------------------------- a stream of blocks
+# ---------------------------------------------------------------- noise levels
 
 
 def warped(steps: Sequence[float], shift: float = 5.0) -> tuple[float, ...]:
     """Timesteps 1000…0 → noise levels σ' = kσ / (1 + (k − 1) σ), as Self-Forcing's were trained."""
     return tuple(shift * s / (1 + (shift - 1) * s) for s in (t / 1000 for t in steps))
-
-
-@dataclass(slots=True)
-class WanFlight:
-    """One block on its way through the steps."""
-
-    tag: Any
-    start: int
-    step: int
-    latent: Tensor  # (C, F, h, w) at the step's noise level
-
-
-@dataclass(slots=True)
-class WanState:
-    """One stream: a cache for each step. Its size never changes."""
-
-    sigmas: tuple[float, ...]
-    noise: torch.Generator
-    text: TextKV
-    caches: list[StepCache]
-    flights: list[WanFlight] = field(default_factory=list[WanFlight])  # the oldest first
-    frames: int = 0  # latent frames that have entered
-
-
-class WanStream:
-    """Video to video by blocks of latents: one row per block on its way, as `StreamModel` does for pictures."""
-
-    def __init__(self, model: CausalWan, sigmas: Sequence[float] = warped((750, 250))) -> None:
-        self.model = model
-        self.sigmas = tuple(sigmas)
-
-    def init_state(self, height: int, width: int, text: TextKV, seed: int = 0) -> WanState:
-        """For latents of (height, width)."""
-        caches = [self.model.init_cache(height, width) for _ in self.sigmas]
-        return WanState(self.sigmas, torch.Generator().manual_seed(seed), text, caches)
-
-    def switch(self, state: WanState, text: TextKV, *, reset: bool = False) -> None:
-        """Another prompt from the next row on: the cache is kept, or forgotten."""
-        state.text = text
-        if reset:
-            for cache in state.caches:
-                cache.frames = ()
-
-    def _noise(self, state: WanState, like: Tensor) -> Tensor:
-        # drawn on the CPU: the same seed gives the same video on every device
-        return torch.randn(like.shape, generator=state.noise).to(like)
-
-    def enter(self, state: WanState, latent: Tensor, tag: Any = None) -> None:
-        """A new block (C, F, h, w) of clean latents begins its way."""
-        first = state.sigmas[0]
-        noisy = (1 - first) * latent + first * self._noise(state, latent)
-        state.flights.append(WanFlight(tag, state.frames, 0, noisy))
-        state.frames += latent.shape[1]
-
-    def rows(self, state: WanState) -> list[WanRow]:
-        """The next step of each block on its way, the oldest first. Changes nothing."""
-        return [
-            WanRow(f.latent, state.sigmas[f.step], state.caches[f.step], state.text, f.start)
-            for f in state.flights
-        ]
-
-    def forward(self, rows: Sequence[WanRow]) -> list[WanResult]:
-        """Rows of any streams; those whose caches are equally full run together. Changes nothing."""
-        groups: dict[tuple[Any, ...], list[int]] = {}
-        for i, row in enumerate(rows):
-            full = len(kept(row.cache.frames, self.model.window)[0])
-            groups.setdefault((tuple(row.latent.shape), full), []).append(i)
-        results: dict[int, WanResult] = {}
-        for members in groups.values():
-            results.update(zip(members, self.model.denoise([rows[i] for i in members]), strict=True))
-        return [results[i] for i in range(len(rows))]
-
-    def commit(
-        self, state: WanState, rows: Sequence[WanRow], results: Sequence[WanResult]
-    ) -> list[tuple[Any, Tensor]]:
-        """Take over results; what is finished, as (tag, clean latents)."""
-        going: list[WanFlight] = []
-        done: list[tuple[Any, Tensor]] = []
-        for flight, row, result in zip(state.flights, rows, results, strict=True):
-            self.model.commit(row, result)
-            if flight.step + 1 == len(state.sigmas):
-                done.append((flight.tag, result.x0))
-                continue
-            sigma = state.sigmas[flight.step + 1]
-            latent = (1 - sigma) * result.x0 + sigma * self._noise(state, result.x0)
-            going.append(WanFlight(flight.tag, flight.start, flight.step + 1, latent))
-        state.flights = going
-        return done
 
 
 # ---------------------------------------------------------------- checkpoints

@@ -141,7 +141,8 @@ class _Compiler(Faults):
             if len(self.faults) == faults and isinstance(plan, PoolPlan):
                 plans[name] = plan
         users = {n: node.pool for n, node in nodes.items()}
-        for where, message in pool_faults(plans, users, list(pools)):
+        here = {n: node.use for n, node in nodes.items() if node.cls.rows_stay}
+        for where, message in pool_faults(plans, users, list(pools), here):
             self.fault(where, message)
         return plans
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -59,16 +60,26 @@ class PoolPlan(BaseModel):
 
 
 def pool_faults(
-    pools: Mapping[str, PoolPlan], users: Mapping[str, str], names: Sequence[str]
+    pools: Mapping[str, PoolPlan],
+    users: Mapping[str, str],
+    names: Sequence[str],
+    here: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[tuple[Path, str]]:
     """What is wrong between pools and nodes, with its place.
 
-    pools: those without faults of their own; names: all; users: node → the pool it names.
+    pools: those without faults of their own; names: all; users: node → the pool it names; here: node → its stage, for
+    those whose rows cannot leave this process.
     """
     known = ", ".join(sorted({*names, "main"}))
     for node, pool in users.items():
         if pool not in names and pool != "main":
             yield ("nodes", node, "pool"), f"unknown pool {pool!r}; declared: {known}"
+        elif pool in pools and pools[pool].kind == "process" and node in here:
+            yield (
+                ("pools", pool, "kind"),
+                f"pool {pool!r} computes in other processes, where the state of {here[node]} (node {node!r}) cannot "
+                f"go; accepted for this node: kind: thread",
+            )
     for name, plan in pools.items():
         its = sorted(node for node, pool in users.items() if pool == name)
         for node in plan.share:

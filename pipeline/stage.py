@@ -217,6 +217,9 @@ class Stage:
     inline: ClassVar[bool] = False
     """`process` is a plain function that takes microseconds: a chain of such stages runs as one task."""
 
+    rows_stay: ClassVar[bool] = False
+    """Its rows hold state that other processes cannot be given: a pool of `kind: process` does not run them."""
+
     ctx: Context  # set by the engine before setup
 
     def __init__(self, options: BaseModel | None = None, params: BaseModel | None = None) -> None:

@@ -36,6 +36,7 @@ class StreamedAsr(Stage):
             "turn": Out(TokenFrame, origin="token"),
         },
     )
+    rows_stay = True
 
     class Options(BaseModel):
         model_config = ConfigDict(extra="forbid", frozen=True)

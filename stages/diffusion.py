@@ -69,6 +69,7 @@ class DiffusionStream(Stage):
     Params = DiffusionParams
     # with a camera of 30 fps: 22 fps, fewer steps, three quarters of the side, 15 fps
     degrade = ("fps*0.75", "steps-1", "steps-1", "res*0.75", "fps*0.67", "passthrough")
+    rows_stay = True
 
     async def setup(self) -> None:
         self.skipped = self.replaced = self.thinned = self.late = self.passed = self.dropped = 0  # pictures

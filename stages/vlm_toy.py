@@ -80,6 +80,7 @@ class VlmToy(Stage):
     )
     Options = ToyOptions
     degrade = ("fps*0.5", "fps*0.5")
+    rows_stay = True
 
     async def setup(self) -> None:
         o: ToyOptions = self.options

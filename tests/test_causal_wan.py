@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-diffusers = pytest.importorskip("diffusers", reason="needs the extra: hub")
+pytest.importorskip("diffusers", reason="needs the extra: hub")
 pytestmark = pytest.mark.filterwarnings("ignore")  # of diffusers, about its own future
 torch.set_num_threads(1)
 
@@ -20,76 +20,31 @@ from penstock.models.causal_wan import (  # noqa: E402
     CausalWan,
     StepCache,
     WanRow,
-    WanState,
-    WanStream,
     Window,
     diffusers_keys,
     kept,
     load_causal_wan,
     warped,
 )
-
-SMALL: dict[str, Any] = {
-    "num_attention_heads": 2,
-    "attention_head_dim": 24,
-    "in_channels": 4,
-    "out_channels": 4,
-    "text_dim": 16,
-    "freq_dim": 32,
-    "ffn_dim": 64,
-    "num_layers": 2,
-}
-
-
-def small(window: Window, seed: int = 0) -> CausalWan:
-    torch.manual_seed(seed)
-    model = CausalWan(**SMALL)
-    model.window = window
-    return model.eval().requires_grad_(False)
+from wan_stream import (  # noqa: E402
+    SMALL,
+    WanState,
+    WanStream,
+    small,
+    small_vae,
+    streamed_and_whole,
+    vae_streamed_and_whole,
+)
 
 
 def text_of(model: CausalWan, seed: int) -> Any:
     return model.text_kv(torch.randn(1, 7, 16, generator=torch.Generator().manual_seed(seed)))
 
 
-class BlockCausal:
-    """Diffusers' attention with a mask: what it computes is its own, from the whole video at once."""
-
-    def __init__(self, mask: torch.Tensor) -> None:
-        from diffusers.models.transformers.transformer_wan import WanAttnProcessor
-
-        self._inner, self._mask = WanAttnProcessor(), mask
-
-    def __call__(
-        self, attn: Any, hidden: Any, encoder: Any = None, mask: Any = None, rotary: Any = None
-    ) -> Any:
-        return self._inner(attn, hidden, encoder, self._mask, rotary)
-
-
 @pytest.mark.parametrize("block", [1, 3])
 def test_the_stream_equals_the_whole_video_under_a_block_causal_mask(block: int) -> None:
-    frames, sigma = 6, 0.7
-    model = small(Window(capacity=frames, sink=0, block=block))
-    embeddings = torch.randn(1, 7, 16, generator=torch.Generator().manual_seed(5))
-    video = torch.randn(4, frames, 8, 12, generator=torch.Generator().manual_seed(6))
-    cache, text = model.init_cache(8, 12), model.text_kv(embeddings)
-    streamed: list[torch.Tensor] = []
-    for start in range(0, frames, block):
-        row = WanRow(video[:, start : start + block], sigma, cache, text, start)
-        result = model.denoise([row])[0]
-        model.commit(row, result)
-        streamed.append(result.x0)
-
-    whole = diffusers.WanTransformer3DModel(**SMALL).eval()
-    whole.load_state_dict(model.state_dict())
-    number = torch.arange(frames).repeat_interleave(4 * 6) // block
-    mask = number[:, None] >= number[None, :]
-    for layer in whole.blocks:
-        layer.attn1.set_processor(BlockCausal(mask[None, None]))
-    with torch.inference_mode():
-        velocity = whole(video[None], torch.tensor([sigma * 1000]), embeddings).sample[0]
-    expected = video - sigma * velocity
-    assert float((torch.cat(streamed, 1) - expected).abs().max()) <= 1e-5
+    streamed, expected = streamed_and_whole(block)
+    assert float((streamed - expected).abs().max()) <= 1e-5
     assert float((expected[:, 1:] - expected[:, :-1]).abs().max()) > 0.1
 
 
@@ -312,29 +267,12 @@ def test_cache_starts_empty() -> None:
 
 @pytest.fixture(scope="module")
 def vae() -> Any:
-    torch.manual_seed(0)
-    return diffusers.AutoencoderKLWan(base_dim=8, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1).eval()
+    return small_vae()
 
 
 def test_the_autoencoders_stream_equals_the_whole_video_with_two_sessions_interleaved(vae: Any) -> None:
-    videos = [
-        torch.rand(1, 3, 9, 32, 32, generator=torch.Generator().manual_seed(i)) * 2 - 1 for i in range(2)
-    ]
-    with torch.inference_mode():
-        latents = [vae.encode(v).latent_dist.mode() for v in videos]
-        decoded = [vae.decode(z).sample for z in latents]
-    states = [wan_vae.VaeState() for _ in videos]
-    z: list[list[torch.Tensor]] = [[], []]
-    y: list[list[torch.Tensor]] = [[], []]
-    for start, end in ((0, 1), (1, 5), (5, 9)):
-        for i in range(2):
-            mean, states[i] = wan_vae.encode(vae, states[i], videos[i][:, :, start:end])
-            pictures, states[i] = wan_vae.decode(vae, states[i], mean)
-            z[i].append(mean)
-            y[i].append(pictures)
-    for i in range(2):
-        assert torch.equal(torch.cat(z[i], 2), latents[i])
-        assert torch.equal(torch.cat(y[i], 2), decoded[i])
+    for streamed, whole in vae_streamed_and_whole(vae):
+        assert torch.equal(streamed, whole)
 
 
 def test_a_chunk_that_is_thrown_away_leaves_no_trace(vae: Any) -> None:

@@ -14,6 +14,8 @@ from diffusion_sessions import Session, simulated
 from numpy.typing import NDArray
 from penstock.models.stream_model import Entry, Settings
 from penstock.pipeline.clock import MonotonicClock
+from penstock.pipeline.compiler import compile_text
+from penstock.pipeline.errors import GraphError
 from penstock.pipeline.pool_plan import BatchPlan, PoolPlan
 from penstock.pipeline.pools import DevicePool
 from penstock.pipeline.rows import Again, Row
@@ -89,6 +91,27 @@ def test_the_sixth_session_is_met_by_doing_less_not_by_lateness() -> None:
     assert any(event == "degraded" for s in sessions for event, _ in s.events) or shown < sent
     assert sum(late) < 0.05 * sent
     assert min(len(s.shown) for s in sessions) > 0.3 * sessions[0].sent  # nobody starves
+
+
+PROCESS = """
+penstock: 1
+graph: elsewhere
+pools: {gpu: {kind: process}}
+nodes:
+  cam:     {use: webrtc.in, video: 640x480@30}
+  restyle: {use: diffusion.stream, in: cam.video, pool: gpu}
+  out:     {use: webrtc.out, in: {video: restyle.video}}
+"""
+
+
+def test_a_pool_of_other_processes_is_refused_in_words() -> None:
+    with pytest.raises(
+        GraphError,
+        match=r"3:\d+: pool 'gpu' computes in other processes, where the state of "
+        r"diffusion\.stream \(node 'restyle'\) cannot go; accepted for this node: kind: thread",
+    ):
+        compile_text(PROCESS.strip())
+    compile_text(PROCESS.strip().replace("process", "thread"))
 
 
 # ---------------------------------------------------------------- the adapter
