@@ -162,17 +162,29 @@ def rgb_of(picture: Picture) -> Picture:
     return np.asarray(cv2.cvtColor(picture, cv2.COLOR_YUV2RGB_I420), np.uint8)
 
 
+def shrunk(picture: Picture, size: tuple[int, int]) -> Picture:
+    """(H, W) or (H, W, C) uint8 → the same at `size`, (height, width), without aliasing.
+
+    By halves first, which is five times as fast as areas of a broken number of pixels.
+    """
+    height, width = size
+    while picture.shape[0] >= 2 * height and picture.shape[1] >= 2 * width:
+        half = picture.shape[1] // 2, picture.shape[0] // 2
+        picture = np.asarray(cv2.resize(picture, half, interpolation=cv2.INTER_AREA), np.uint8)
+    if picture.shape[:2] == size:
+        return picture
+    little = picture.shape[0] <= 1.2 * height and picture.shape[1] <= 1.2 * width
+    how = cv2.INTER_LINEAR if little else cv2.INTER_AREA
+    return np.asarray(cv2.resize(picture, (width, height), interpolation=how), np.uint8)
+
+
 def upload(picture: Picture, size: tuple[int, int], like: Tensor) -> Tensor:
     """uint8 picture → (3, H, W) in [-1, 1] with dtype and device of `like`.
 
     To a GPU the bytes travel as they are, 1.5 a pixel in I420; colour, size and range are its work.
     """
-    height, width = size
     if like.device.type == "cpu":
-        picture = rgb_of(picture)
-        if picture.shape[:2] != size:
-            picture = np.asarray(cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
-        planes = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)
+        planes = torch.from_numpy(np.ascontiguousarray(shrunk(rgb_of(picture), size))).permute(2, 0, 1)
         return planes.to(like.dtype).div_(127.5).sub_(1)
     sent = torch.from_numpy(np.ascontiguousarray(picture)).to(like.device, non_blocking=True)
     levels = sent.permute(2, 0, 1).float() if picture.ndim == 3 else rgb_levels(sent)

@@ -21,7 +21,19 @@ from .motion_field import Look, Motion, followed, look, motion, steadied
 from .restyle_net import MULTIPLE, RestyleNet
 from .restyle_prompt import SIZE, padded, read
 from .static_rows import StaticRows
-from .stream_model import MAX_STEPS, Entry, Finished, Picture, Settings, Ticks, download, upload
+from .stream_model import (
+    MAX_STEPS,
+    Entry,
+    Finished,
+    Picture,
+    Settings,
+    Ticks,
+    download,
+    rgb_of,
+    shrunk,
+    upload,
+)
+from .traced import traced
 
 WEIGHTS = Path(__file__).parent / "data" / "tiny-restyle.safetensors"
 
@@ -136,10 +148,15 @@ class TinyRestyle(Ticks[RestyleState, Flight, StepRow]):
         forward: Forward | None = None,
     ) -> None:
         self._net = net.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue, reportUnknownMemberType]
-        self._forward = forward or (
-            self._net if torch.device(device).type == "cpu" else StaticRows(self._net)
-        )
         self._like = torch.empty(0, device=device, dtype=dtype)
+        self._forward = forward or self._runner()
+
+    def _runner(self) -> Forward:
+        if self._like.device.type != "cpu":
+            return StaticRows(self._net)
+        picture = self._like.new_zeros((1, 3, 2 * MULTIPLE, 2 * MULTIPLE))
+        prompt = self._like.new_zeros((1, self._net.words.embedding_dim))
+        return traced(self._net, (picture, picture, picture, torch.zeros(1), prompt))
 
     def init_state(self, size: tuple[int, int], settings: Settings) -> RestyleState:
         height, width = size
@@ -185,8 +202,9 @@ class TinyRestyle(Ticks[RestyleState, Flight, StepRow]):
         voice, (picture,) = state.voice, entry.pictures
         first = 0.65 + 0.3 * min(1.0, max(0.0, entry.noise))  # what training saw
         voice = voice if abs(first - voice.sigmas[0]) < 1e-6 else _from(voice, first)
-        source = upload(picture, state.size, self._like)
-        return Flight(entry.tags[0], picture, look(picture, state.size), source, source, 0, voice)
+        small = shrunk(rgb_of(picture), state.size) if self._like.device.type == "cpu" else picture
+        source = upload(small, state.size, self._like)
+        return Flight(entry.tags[0], picture, look(small, state.size), source, source, 0, voice)
 
     @torch.inference_mode()
     def row(self, state: RestyleState, flight: Flight) -> StepRow:

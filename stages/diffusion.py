@@ -67,8 +67,8 @@ class DiffusionStream(Stage):
     ports = Ports({"video": In(VideoFrame)}, {"video": Out(VideoFrame)})
     Options = DiffusionOptions
     Params = DiffusionParams
-    # with a camera of 30 fps: 22 fps, fewer steps, three quarters of the side, 15 fps
-    degrade = ("fps*0.75", "steps-1", "steps-1", "res*0.75", "fps*0.67", "passthrough")
+    # with a camera of 30 fps: 22 fps, fewer steps, three quarters of the side, 15 fps, half the side
+    degrade = ("fps*0.75", "steps-1", "steps-1", "res*0.75", "fps*0.67", "res*0.67", "passthrough")
     rows_stay = True
 
     async def setup(self) -> None:

@@ -50,8 +50,11 @@ class Step:
 class DiffusionRows:
     """A StreamModel as a RowModel."""
 
-    def __init__(self, model: AnyModel) -> None:
+    def __init__(self, model: AnyModel, *, one_thread: bool = False) -> None:
+        """one_thread: operators use no further threads, as a pool runs forwards side by side on a CPU."""
         self.model = model
+        self._one_thread = one_thread
+        self._told = threading.local()
 
     def stream(self, size: tuple[int, int], settings: Settings) -> Stream:
         """A new one. Blocks: prompts are encoded, caches made."""
@@ -63,6 +66,10 @@ class DiffusionRows:
 
     def forward(self, rows: Sequence[Row]) -> list[tuple[Any, Any]]:
         """Each row's step and its result. Changes no state."""
+        if self._one_thread and not hasattr(self._told, "one"):
+            # OpenMP keeps this number per thread, and oneDNN asks OpenMP: told elsewhere it does not count here
+            torch.set_num_threads(1)
+            self._told.one = True
         steps: list[Any] = []
         for row in rows:
             state, work = row.state.state, row.payload.work
@@ -82,8 +89,7 @@ class DiffusionRows:
 
 def make(model: str, weights: str | None, **how: Any) -> DiffusionRows:
     """A pool's factory; `how` as in `stream_models.How`. Raises: ValueError in words."""
-    if how.get("device") == "cpu" or (how.get("device") == "auto" and stream_models.best_device() == "cpu"):
-        # the pool runs forwards side by side: two threads each, under contention, take three times as long
-        torch.set_num_threads(1)
     path = None if weights is None else Path(weights)
-    return DiffusionRows(stream_models.load(model, path, stream_models.How(**how)))
+    # two threads each, under contention, take three times as long as one
+    cpu = how.get("device") == "cpu" or (how.get("device") == "auto" and stream_models.best_device() == "cpu")
+    return DiffusionRows(stream_models.load(model, path, stream_models.How(**how)), one_thread=cpu)

@@ -166,7 +166,7 @@ class LadderPool(InlinePool):
 
 def test_each_rung_does_less_and_the_way_back_does_more(weights: Path) -> None:
     pool = LadderPool()
-    assert len(pool.levels) == 7
+    assert len(pool.levels) == 8
 
     async def scenario(rig: Rig) -> None:
         async def run_for(level: int, frames: int = 8) -> int:
@@ -184,8 +184,10 @@ def test_each_rung_does_less_and_the_way_back_does_more(weights: Path) -> None:
         await run_for(4)
         assert pool.sizes[-1] == (48, 48)
         assert await run_for(5) == 4
+        assert await run_for(6) == 4
+        assert pool.sizes[-1] == (32, 32)
         drawn = len(pool.sizes)
-        assert await run_for(6) == 8  # all pass through
+        assert await run_for(7) == 8  # all pass through
         assert len(pool.sizes) == drawn
         assert all(np.array_equal(f.image, picture()) for f in rig.shown[-8:])
         assert await run_for(0) == 8

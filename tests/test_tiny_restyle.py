@@ -194,6 +194,16 @@ def test_onnxruntime_draws_what_torch_draws() -> None:
     assert max(float((x - y).abs().max()) for x, y in zip(a, b, strict=True)) <= 1e-4
 
 
+@pytest.mark.parametrize("size", [(64, 64), (32, 96)])
+def test_the_network_traced_at_one_size_is_the_network_at_all(size: tuple[int, int]) -> None:
+    net = random_net(2)
+    wish = Settings("neon cyan", steps=2)
+    frames = pictures(3, 4, *size)
+    traced, eager = TinyRestyle(net), TinyRestyle(net, forward=net)
+    a, b = (estimates(m, m.init_state(size, wish), frames, batched=True) for m in (traced, eager))
+    assert max(float((x - y).abs().max()) for x, y in zip(a, b, strict=True)) <= 1e-6
+
+
 def test_bf16_stays_close_to_float32() -> None:
     wish = Settings("pencil")
     frame = pictures(1, 9)[0]

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan, WanTransformer3DModel
-from diffusers.models.transformers.transformer_wan import WanAttnProcessor
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+from diffusers.models.transformers.transformer_wan import WanAttnProcessor, WanTransformer3DModel
 from penstock.models import wan_vae
 from penstock.models.causal_wan import CausalWan, StepCache, TextKV, WanResult, WanRow, Window, kept, warped
 from torch import Tensor
@@ -60,7 +60,7 @@ def streamed_and_whole(block: int, frames: int = 6, sigma: float = 0.7) -> tuple
         result = model.denoise([row])[0]
         model.commit(row, result)
         streamed.append(result.x0)
-    whole = WanTransformer3DModel(**SMALL).eval()
+    whole: Any = WanTransformer3DModel(**SMALL).eval()
     whole.load_state_dict(model.state_dict())
     number = torch.arange(frames).repeat_interleave(4 * 6) // block
     mask = number[:, None] >= number[None, :]
