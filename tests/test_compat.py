@@ -36,6 +36,7 @@ from penstock.transport._compat import (
 from penstock.transport.checked_rtp import CheckedRtcpPacket, CheckedRtpPacket
 from penstock.transport.ice import Ice
 from penstock.transport.ingress import Decoded, IngressTrack, decode_loop, is_keyframe
+from penstock.transport.peer import Peer
 from penstock.transport.receiver import RtpReceiver
 
 
@@ -232,5 +233,24 @@ def test_a_retransmission_is_routed_by_its_source_where_two_tracks_share_its_pay
             assert all(table[ssrc] is receiver for ssrc in rtx)
         await here.close()
         await there.close()
+
+    asyncio.run(main())
+
+
+def test_browsers_are_asked_to_begin_at_a_rate_that_carries_a_picture():
+    async def main() -> None:
+        offerer, peer = RTCPeerConnection(), Peer("s-1", MonotonicClock())
+        offerer.addTransceiver("video", direction="sendonly")
+        await offerer.setLocalDescription(await offerer.createOffer())
+        # as Chromium offers it, without the parameter
+        offer = re.sub(r"(;|fmtp:\d+ )x-google-start-bitrate=\d+", "", offerer.localDescription.sdp)
+        offer = re.sub(r"a=\d*\r\n", "", offer)
+        answer = await peer.accept(offer)
+        for name in ("VP8", "H264"):
+            kind = re.search(rf"a=rtpmap:(\d+) {name}/90000", answer)
+            assert kind is not None
+            assert re.search(rf"a=fmtp:{kind[1]} .*x-google-start-bitrate=1000\r\n", answer)
+        await peer.close()
+        await offerer.close()
 
     asyncio.run(main())

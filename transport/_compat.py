@@ -40,6 +40,8 @@ from .stun_names import StunNames
 RED_TYPE = 63  # where browsers have it
 TRANSPORT_CC_ID = 5  # of the header extension, free in aiortc's own table
 
+START_KBPS = 1000  # a narrower path shows within a second, by its delay
+
 GATHER = 0.5  # s that STUN servers have to answer, against aioice's 5
 
 _host_addresses = aioice.ice.get_host_addresses
@@ -100,6 +102,14 @@ def negotiate_opus_fec() -> None:
     for codec in CODECS["audio"]:
         if codec.name == "opus":
             codec.parameters = codec.parameters | {"minptime": 10, "useinbandfec": 1}
+
+
+def negotiate_start_rate() -> None:
+    """Ask senders to begin at a rate that carries a picture. Chromium begins at 300 kb/s otherwise, shrinks 720p to 320 wide for
+    it, and sends no more than 600 kb/s of that for tens of seconds, whatever its estimate says. Others ignore it."""
+    for codec in CODECS["video"]:
+        if not is_rtx(codec):
+            codec.parameters = codec.parameters | {"x-google-start-bitrate": START_KBPS}
 
 
 def negotiate_red() -> None:
@@ -184,6 +194,7 @@ def install() -> None:
     negotiate_transport_cc()
     negotiate_opus_fec()
     negotiate_red()
+    negotiate_start_rate()
     aiortc.rtcpeerconnection.find_common_codecs = find_common_codecs
     aiortc.rtcpeerconnection.RTCRtpSender = PacedSender
     aiortc.rtp.RtcpRtpfbPacket = FeedbackPacket
