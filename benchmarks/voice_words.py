@@ -187,7 +187,10 @@ def ratio(ours: Sequence[tuple[int, int]], theirs: Sequence[tuple[int, int]]) ->
 
 def words(names: Sequence[str], sentences: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
     found = {name: round_trip(name, sentences, seeds) for name in names}
-    figures: dict[str, Any] = {"wer": {n: f and round(rate(f), 3) for n, f in found.items()}}
+    figures: dict[str, Any] = {
+        "wer_sentences": len(sentences),
+        "wer": {n: f and round(rate(f), 3) for n, f in found.items()},
+    }
     ours, theirs = found.get("flow"), found.get("flite:rms")
     if ours and theirs:
         figures |= ratio(ours, theirs)

@@ -5,13 +5,16 @@
 
 The filter adapts by itself in double talk (its gain is a Kalman gain: little where the near end is loud). The gate
 closes where no more is left than an echo leaves; before a delay is known it is closed for `learn` seconds of
-played sound at most, so a far end that cancels its own echo costs one deaf moment.
+played sound at most, so a far end that cancels its own echo costs one deaf moment: half as long where the microphone
+stays as quiet as it was before, while all that could echo in it was loud.
 
 Source: F. Kuech et al., "State-space architecture of the partitioned-block-based acoustic echo controller", ICASSP 2014;
 delay by generalised cross-correlation with phase transform, C. Knapp and G. Carter 1976.
 """
 
 from __future__ import annotations
+
+from collections import deque
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +36,9 @@ SMOOTH = 0.9  # of the near end's spectrum
 UNKNOWN = np.log(100.0)  # a filter that knows nothing yet takes nothing out
 OPENS = 6  # blocks in a row open the gate: 96 ms; with 3 a voice heard itself in 5 of 18 rooms
 NEAR = np.log(9.0)  # so much more is left than an echo leaves: somebody speaks
+HUSH = 32  # blocks, 0.5 s: so long the microphone is as quiet as before, then nothing echoes in it
+HUSH_RISE = 1.6  # in power, 2 dB: an echo that adds less is below the noise
+FAR_LOUD = 1e-4  # power (-40 dB) of what would echo
 CLOSED = 0.0  # gain: a VAD hears speech at -50 dB as well
 
 
@@ -55,6 +61,7 @@ class EchoGuard:
         self._rest = self._echo = 0.0  # smoothed powers of what is left and of what was taken out
         self._near = 0  # blocks in a row in which somebody speaks
         self._leak = float(UNKNOWN)  # log of the first over the second while nobody speaks
+        self._hush = _Hush()
         self.delay: int | None = None  # samples, once measured
         self.closed = False  # the gate, in the last block
 
@@ -68,6 +75,8 @@ class EchoGuard:
             self._tail = LONGEST_DELAY if self.delay is None else self.delay + PARTITIONS * BLOCK
         elif self._tail > 0:
             self._tail -= BLOCK
+        if self.delay is None and self._played < self._learn and self._hush.block(mic, far, self._tail > 0):
+            self._learn = 0
         if self._tail <= 0:
             self.closed = False
             return mic
@@ -119,6 +128,39 @@ class EchoGuard:
         """(2·BLOCK,): what the echo of the block that ended `ago` samples ago is made of."""
         start = len(self._far) - 2 * BLOCK - max(0, delay - MARGIN) - ago
         return self._far[start : start + 2 * BLOCK]
+
+
+class _Hush:
+    """Tells that nothing echoes, from a microphone that stays quiet."""
+
+    def __init__(self) -> None:
+        self._before = deque[float](
+            maxlen=20 * 16
+        )  # powers of the microphone's blocks while nothing played: 5 s
+        self._mic = deque[float](maxlen=HUSH)  # and since something does
+        self._far = deque[float](maxlen=HUSH + LONGEST_DELAY // BLOCK)
+        self._floor = 0.0
+
+    def block(self, mic: NDArray[np.float32], far: NDArray[np.float32], playing: bool) -> bool:
+        """Is it sure now?"""
+        power = float(np.mean(np.square(mic)))
+        if not playing:
+            self._before.append(power)
+            self._mic.clear()
+            self._far.clear()
+            return False
+        if not self._far:  # the quietest quarter second: somebody may have spoken just before
+            quarters = [float(np.mean(q)) for q in zip(*[iter(self._before)] * 16, strict=False)]
+            self._floor = max(min(quarters, default=0.0), 1e-10)
+        self._mic.append(power)
+        self._far.append(float(np.mean(np.square(far))))
+        if len(self._far) < (self._far.maxlen or 0) or not self._before:
+            return False
+        if float(np.mean(self._mic)) > HUSH_RISE * self._floor:
+            return False
+        # whatever the delay, what would be heard in this half second was loud
+        heard = np.convolve(self._far, np.full(HUSH, 1 / HUSH), "valid")
+        return bool(heard.min() > FAR_LOUD)
 
 
 class _KalmanFilter:

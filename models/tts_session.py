@@ -60,6 +60,11 @@ class TtsSession:
         """That came out so far."""
         return self._samples
 
+    @property
+    def ready(self) -> bool:
+        """Is the next chunk made already? Then its step costs nothing."""
+        return bool(self._ready)
+
     def push(self, delta: str) -> None:
         """More of the text; what completes a clause can be spoken."""
         for clause in self._cutter.push(delta):

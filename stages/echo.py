@@ -24,7 +24,8 @@ _KEPT = 4 * RATE_HZ  # samples of played sound kept for microphones that are lat
 class EchoGuardStage(Stage):
     """Takes out of the microphone what the session's sink plays: for clients without an echo canceller of their own.
 
-    Browsers have one: there this stage finds nothing to do, but for a deaf moment (`learn_ms` of the first reply).
+    Browsers have one: there this stage finds nothing to do, but for a deaf moment (`learn_ms` of the first reply, half of it
+    when nobody speaks then).
     16 kHz, mono, blocks of 16 ms. Echo paths of up to 0.7 s delay and 0.19 s of room; the gate may swallow a quiet
     word said at the same time as a loud reply.
     """

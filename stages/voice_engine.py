@@ -92,7 +92,9 @@ class EmbeddedEngine:
         session.say(text)
         pool = self._ctx.pool()
         while not stop.is_set():
-            chunk = await pool.call(session.step, deadline=self._deadline)
+            chunk = (
+                session.step() if session.ready else await pool.call(session.step, deadline=self._deadline)
+            )
             if chunk is None or stop.is_set():
                 return
             await put(Spoken(chunk.pcm, chunk.text), self._voice.rate_hz)

@@ -93,6 +93,33 @@ def test_a_far_end_without_echo_is_deaf_for_a_moment_only() -> None:
     assert np.abs(out[RATE_HZ // 4 : RATE_HZ]).max() < 1e-5
 
 
+def before_and_after(
+    mic: NDArray[np.float32], far: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], EchoGuard]:
+    """With two seconds of the room before anything is played."""
+    quiet = np.random.default_rng(9).normal(0, 2e-4, 2 * RATE_HZ).astype(np.float32)
+    out, guard = guarded(np.concatenate([quiet, mic]), np.concatenate([np.zeros_like(quiet), far]))
+    return out[len(quiet) // BLOCK * BLOCK :], guard
+
+
+def test_a_quiet_far_end_without_echo_is_deaf_half_as_long() -> None:
+    far = speech(REPLY, "flite:rms")
+    mic = np.random.default_rng(0).normal(0, 2e-4, len(far)).astype(np.float32)
+    out, guard = before_and_after(mic, far)
+    assert guard.delay is None
+    begin = RATE_HZ // 4  # it sounds by then
+    opened = begin + int(np.flatnonzero(out[begin:])[0])
+    assert RATE_HZ <= opened <= 1.6 * RATE_HZ
+
+
+@pytest.mark.parametrize("gain", [0.5, 0.02, 0.005, 0.002])
+@pytest.mark.parametrize("delay_ms", [60, 300, 650])
+def test_no_echo_is_so_weak_or_late_that_it_is_taken_for_quiet(delay_ms: int, gain: float) -> None:
+    far = speech(REPLY, "flite:rms", 2)
+    out, _ = before_and_after(room(far, delay_ms * 16, gain), far)
+    assert talking(out[: 3 * RATE_HZ]) < 0.02
+
+
 def test_the_stage_finds_the_echo_by_the_sinks_clock() -> None:
     far = speech(REPLY, "flite:rms", 2)
     mic = (room(far, 150 * 16, 0.5) * 32768).astype(np.int16)
