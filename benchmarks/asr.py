@@ -1,5 +1,5 @@
-"""Causal streaming recognition, measured in CPU time of one thread: cost a block, cost over time, streams a core,
-and on the fixture word error and how soon words are final.
+"""Causal streaming recognition, measured in CPU time of one thread: cost a block, cost over time, rows that share a forward,
+streams a core, and on the fixture word error and how soon words are final.
 
 Shapes are Whisper's with random weights (the cost is the same, the text is noise, held at one new token a block:
 3.3 a second, as people speak). The re-encoding baseline is the same engine over 30 s at once, in the same
@@ -7,31 +7,27 @@ run; both sides are the least of a few, since other work on the machine slows sm
 
     make bench AREA=asr [ARGS="--full --data ../shared/data --device cuda"]
 
---full: ten minutes of audio for the growth, more phrases. --data: recordings for the embedded recogniser and for turns,
-left out when missing. --device cuda: streams a GPU can carry, instead of everything else.
+--full: more phrases. --data: recordings for the embedded recogniser and for turns, left out when missing. --device cuda:
+streams a GPU can carry, instead of everything else; with --tiny a small trial of it, on the CPU where there is no GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import copy
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import jiwer
 import numpy as np
 import torch
+from asr_device import streams_per_device
 from asr_turns import turns
-from penstock.models import whisper_loader
-from penstock.models.asr_session import AsrEvent, AsrRows, AsrSession
+from asr_words import fixture
 from penstock.models.causal_whisper import CausalWhisper
-from penstock.models.local_optimality import Hypothesis
 from penstock.models.log_mel import LogMel, LogMelState
 from penstock.models.tokens import WordTokens
-from penstock.models.training import flite_words
-from penstock.models.training.command_speech import phrase
-from penstock.models.training.offline import transcribe
 from penstock.models.whisper_dims import SIZES, BlockPlan, WhisperDims
 from penstock.models.whisper_loader import quantized
 from penstock.models.whisper_ort import OrtWhisper
@@ -39,7 +35,6 @@ from penstock.models.whisper_stream import WhisperStreamer
 from report import line, note, percentile
 
 FULL = False
-SECOND = 1_000_000_000
 CHUNK = BlockPlan.of_ms(300)
 
 
@@ -92,14 +87,31 @@ def encoder(size: str, model: CausalWhisper | OrtWhisper, kind: str) -> dict[str
 
 
 def growth(size: str, model: CausalWhisper | OrtWhisper) -> dict[str, object]:
-    seconds = 600 if FULL else 120
-    times = blocks(model, BlockPlan(15, 30, left=500), seconds)
-    early, late = times[40:100], times[-60:]
+    """Ten minutes of a bounded left window: the last minute's blocks over the first's, the first 12 s left out."""
+    times = blocks(model, BlockPlan(15, 30, left=500), 600)
+    early, late = times[40:200], times[-200:]
     return told(
-        "chunk_growth", shape=size, left_window_s=10, chunk_ms=300, minutes=seconds / 60,
+        "chunk_growth", shape=size, left_window_s=10, chunk_ms=300, minutes=10,
         early_ms=round(float(np.median(early)), 2), late_ms=round(float(np.median(late)), 2),
-        chunk_growth=round(float(np.median(late) / np.median(early)), 3),
+        chunk_growth_10min=round(float(np.median(late) / np.median(early)), 3),
     )  # fmt: skip
+
+
+def difference(dims: WhisperDims) -> float:
+    """Largest difference of streamed to offline block-causal states over 12 s, chunks of 40 to 1000 ms."""
+    model, worst = CausalWhisper.random(dims), 0.0
+    sound = mel(600)
+    for chunk_ms in (40, 100, 300, 1000):
+        plan = BlockPlan.of_ms(chunk_ms)
+        state, parts = model.encoder.start(plan), list[torch.Tensor]()
+        state.queue.push(sound)
+        while state.queue.available(0) >= (n := plan.block(state.at)):
+            parts.append(model.encoder.step([state], n, plan)[0])
+            model.encoder.commit(state, n, plan)
+        streamed = torch.cat(parts)
+        whole = model.encoder(sound[None, :, : 2 * len(streamed)], plan)[0]
+        worst = max(worst, float((streamed - whole).abs().max()))
+    return worst
 
 
 def streams_per_core(service_ms: Sequence[float], chunk_ms: float) -> tuple[int, float]:
@@ -130,16 +142,19 @@ def engine(dims: WhisperDims, kind: str) -> CausalWhisper | OrtWhisper:
     return quantized(model.to(torch.bfloat16) if "bf16" in kind else model, int8)
 
 
-def end_to_end(size: str, kind: str) -> dict[str, object]:
-    """Log-mel, encoder, cross keys and text of 45 s: the window slides once, which counts."""
+def streamer(size: str, kind: str) -> WhisperStreamer:
     dims = SIZES[size]
-    model = engine(dims, kind)
     words = WordTokens([str(i) for i in range(dims.n_vocab - 2)])
-    asr = WhisperStreamer(model, words, CHUNK)
-    asr.writer.new = 1  # as people speak
+    asr = WhisperStreamer(engine(dims, kind), words, CHUNK)
+    asr.writer.new = 1
+    return asr
+
+
+def end_to_end(size: str, kind: str, seconds: int) -> dict[str, object]:
+    """Log-mel, encoder, cross keys and text; the window slides, which counts."""
+    asr = streamer(size, kind)
     stream, front, state = asr.start(), LogMel(), LogMelState()
-    total, service = 0.0, list[float]()
-    seconds = 45
+    total, service, slides = 0.0, list[float](), 0
     rng = np.random.default_rng(0)
     for _ in range(seconds):
         pcm = torch.from_numpy((rng.normal(size=16_000) * 0.1).astype(np.float32))
@@ -149,98 +164,40 @@ def end_to_end(size: str, kind: str) -> dict[str, object]:
         total += (time.thread_time() - begin) * 1000
         while asr.ready(stream):  # the log-mel is counted apart
             begin = time.thread_time()
-            asr.commit(stream, asr.forward([stream])[0])
+            heard = asr.forward([stream])[0]
+            asr.commit(stream, heard)
             service.append((time.thread_time() - begin) * 1000)
+            slides += heard.slid is not None
     front_ms = total / len(service)
     per_block = [s + front_ms for s in service]
     count, p99 = streams_per_core(per_block, 300)
+    quarter = len(per_block) // 4
     return told(
-        "end_to_end", shape=size, kind=kind, chunk_ms=300, threads=1, audio_s=seconds,
+        "end_to_end", shape=size, kind=kind, chunk_ms=300, threads=1, audio_s=seconds, slides=slides,
         block_ms_p50=round(percentile(per_block, 0.5), 1), block_ms_p99=round(percentile(per_block, 0.99), 1),
         worst_ms=round(max(per_block), 1), rtf=round((total + sum(service)) / 1000 / seconds, 3),
+        sliding_growth=round(float(np.mean(per_block[-quarter:]) / np.mean(per_block[quarter : 2 * quarter])), 3),
         streams_per_core=count, p99_ms_at_that=round(p99, 1),
     )  # fmt: skip
 
 
-def fixture(phrases: int) -> dict[str, object]:
-    """Synthesised commands, never trained on: word error of committed words against the offline decode."""
-    if not flite_words.available() or not whisper_loader.FIXTURE.is_file():
-        note(
-            "the fixture's figures are left out: they need libflite1 and models/data/asr_fixture.safetensors"
-        )
-        return {}
-    checkpoint = whisper_loader.read(whisper_loader.FIXTURE)
-    model = whisper_loader.build(checkpoint)
-    words = whisper_loader.vocabulary(checkpoint, whisper_loader.FIXTURE)
-    assert checkpoint.plan is not None
-    rows = AsrRows(WhisperStreamer(model, words, checkpoint.plan))
-    rng = np.random.default_rng(77)
-    said, streamed, offline = list[str](), list[str](), list[str]()
-    late, revised = list[float](), 0
-    for _ in range(phrases):
-        text = " ".join(phrase(rng, 5))
-        spoken = flite_words.speak(text)
-        pad = np.zeros(4800, np.float32)
-        pcm = np.concatenate([pad, spoken.pcm, pad, pad, pad, pad])
-        pcm = pcm + rng.normal(size=len(pcm)).astype(np.float32) * 1e-4
-        session, events, committed = AsrSession(rows), list[AsrEvent](), list[int]()
-        for at in range(0, len(pcm), 320):
-            events += session.push(pcm[at : at + 320], at * SECOND // 16_000)
-            now = session.stream.text.tokens[: len(committed)] if session.stream else committed
-            revised += now != committed
-            committed = session.stream.text.tokens[: session.stream.text.committed] if session.stream else []
-        events += session.finish()
-        commits = [e for e in events if e.kind == "commit"]
-        said.append(text)
-        streamed.append(" ".join(e.text for e in commits))
-        given = [(w, e.heard) for e in commits for w in e.text.split()]
-        if [w for w, _ in given] == text.split():  # latency needs to know which word is which
-            late += [h / 1e6 - (end + 0.3) * 1000 for (_, h), end in zip(given, spoken.ends, strict=True)]
-        frames = LogMel().forward(torch.from_numpy(pcm[3200:]))
-        offline.append(transcribe(model, frames, checkpoint.plan, words))
+def shared(size: str, kind: str) -> dict[str, object]:
+    """CPU ms a stream and block of 1, 2, 4 and 8 streams in one forward, 12 s in and 38 tokens."""
+    asr = streamer(size, kind)
+    stream = asr.start()
+    asr.push(stream, mel(600))
+    while asr.ready(stream):
+        asr.commit(stream, asr.forward([stream])[0])
+    streams = [copy.deepcopy(stream) for _ in range(8)]
+    for one in streams:
+        asr.push(one, mel(15))
+    each: dict[int, float] = {}
+    for rows in (1, 2, 4, 8):
+        each[rows] = min(cost(lambda n=rows: asr.forward(streams[:n])) for _ in range(8)) / rows
     return told(
-        "fixture", chunk_ms=checkpoint.plan.chunk_ms, phrases=phrases, words=sum(len(s.split()) for s in said),
-        wer_streaming=round(jiwer.wer(said, streamed), 4), wer_offline=round(jiwer.wer(said, offline), 4),
-        word_latency_ms_p50=round(percentile(late, 0.5)) if late else None,
-        word_latency_ms_p99=round(percentile(late, 0.99)) if late else None, committed_revisions=revised,
+        "rows", shape=size, kind=kind, ms_per_stream={str(n): round(ms, 2) for n, ms in each.items()},
+        gain={str(n): round(each[1] / ms, 2) for n, ms in each.items()},
     )  # fmt: skip
-
-
-def streams_per_gpu(size: str, device: str) -> dict[str, object]:
-    """Most streams whose common block, in one forward, is done within a chunk: bf16, 15 s and 50 tokens in."""
-    model = CausalWhisper.random(SIZES[size]).to(device, torch.bfloat16)
-    asr = WhisperStreamer(model, WordTokens([str(i) for i in range(SIZES[size].n_vocab - 2)]), CHUNK)
-    asr.writer.new = 1  # as people speak
-    best, worst, count = 0, 0.0, 8
-    while count <= 1024:
-        streams = [asr.start() for _ in range(count)]
-        for stream in streams:
-            for kv in [*stream.encoder.layers, *stream.cross]:
-                shape = (kv.k.shape[0], 750, kv.k.shape[2])
-                kv.put(torch.randn(shape).to(kv.k), torch.randn(shape).to(kv.v), 0)
-                kv.advance(750)
-            stream.encoder.at = 750
-            stream.beams = [Hypothesis(list(range(50)), [0.0] * 50, committed=48)]
-            stream.encoder.queue.push(mel(30).to(device))
-        took: list[float] = []
-        for _ in range(5):
-            torch.cuda.synchronize()
-            begin = time.perf_counter()
-            asr.forward(streams)
-            torch.cuda.synchronize()
-            took.append((time.perf_counter() - begin) * 1000)
-        line(bench="gpu_step", shape=size, streams=count, ms=round(max(took[1:]), 1))
-        if max(took[1:]) > CHUNK.chunk_ms:
-            break
-        best, worst, count = count, max(took[1:]), count * 2
-    return told(
-        "gpu",
-        shape=size,
-        dtype="bf16",
-        chunk_ms=CHUNK.chunk_ms,
-        streams_per_gpu=best,
-        ms_at_that=round(worst, 1),
-    )
 
 
 def recordings(data: Path) -> dict[str, float]:
@@ -257,34 +214,43 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Causal streaming recognition")
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data")
+    parser.add_argument("--tiny", action="store_true", help="of --device cuda: small, to try it")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     options = parser.parse_args()
     FULL = options.full
     torch.set_num_threads(1)
     found: dict[str, object] = {}
     if options.device == "cuda":
-        if not torch.cuda.is_available():
+        where = "cpu" if options.tiny and not torch.cuda.is_available() else "cuda"
+        if where == "cuda" and not torch.cuda.is_available():
             raise SystemExit("--device cuda: torch sees no CUDA device here")
-        for size in ("base", "large-v2"):
-            found[f"{size}_streams_per_gpu"] = streams_per_gpu(size, "cuda")["streams_per_gpu"]
-        line(area="asr", device=torch.cuda.get_device_name(), **found)
+        for size in ("tiny",) if options.tiny else ("base", "large-v2"):
+            figures = streams_per_device(size, where, 16 if options.tiny else 1024)
+            found[f"{size}_streams_per_gpu"] = figures["streams_per_gpu"]
+        line(area="asr", device=torch.cuda.get_device_name() if where == "cuda" else "cpu (a trial)", **found)
         return
+    found["streaming_minus_offline"] = round(difference(SIZES["tiny"]), 7)
     for size in ("tiny", "base"):
         for kind in ("torch", "onnx int8 all"):
             model = engine(SIZES[size], kind)
             key = f"{size}_{kind.replace(' ', '_')}"
             found[f"{key}_chunk_vs_reencode_ratio"] = encoder(size, model, kind)["chunk_vs_reencode_ratio"]
             if key == "tiny_onnx_int8_all":
-                found["chunk_growth"] = growth(size, model)["chunk_growth"]
+                found["chunk_growth_10min"] = growth(size, model)["chunk_growth_10min"]
+    for size, kind, seconds in (
+        ("tiny", "torch int8 head", 45), ("tiny", "onnx int8 all", 120), ("base", "onnx int8 all", 60)
+    ):  # fmt: skip
+        figures, key = end_to_end(size, kind, seconds), f"{size}_{kind.replace(' ', '_')}"
+        for name in ("rtf", "streams_per_core", "sliding_growth", "worst_ms"):
+            found[f"{key}_{name}"] = figures[name]
     for size, kind in (("tiny", "torch int8 head"), ("tiny", "onnx int8 all"), ("base", "onnx int8 all")):
-        figures = end_to_end(size, kind)
-        found[f"{size}_{kind.replace(' ', '_')}_rtf"] = figures["rtf"]
-        found[f"{size}_{kind.replace(' ', '_')}_streams_per_core"] = figures["streams_per_core"]
-    found |= {k: v for k, v in fixture(120 if FULL else 40).items() if k not in ("bench", "phrases", "words")}
+        found[f"{size}_{kind.replace(' ', '_')}_rows_gain"] = shared(size, kind)["gain"]
+    found |= fixture(120 if FULL else 60)
     found |= {k: v for k, v in asyncio.run(turns(options.data)).items() if k != "bench"}
     found["embedded_wer"] = recordings(options.data) if options.data.is_dir() else None
     if not options.data.is_dir():
         note(f"{options.data} is not there: the embedded recogniser's word error on recordings is left out")
+        found["embedded_wer_reason"] = "no recordings: --data"
     found["streams_per_gpu"], found["streams_per_gpu_reason"] = None, "needs a GPU: --device cuda"
     line(area="asr", threads=1, **found)
 

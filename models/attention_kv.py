@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +69,87 @@ class KvBuffer:
             setattr(self, name, new)
 
 
+@dataclass(slots=True)
+class PackedRows:
+    """Which rows of (N, …) are each stream's, and which of its keys they see: the same in every layer of a forward.
+
+    On a CPU each stream's attention is a call of its own, over views. On a GPU streams whose buffers have one size are
+    stacked and masked: some copying, but a few kernels where it would be a few for each stream.
+    """
+
+    counts: Sequence[int]  # rows of each stream
+    begins: Sequence[int]  # first key that it sees
+    ends: Sequence[int]  # key after the last
+    firsts: Sequence[int] | None = None  # causal: the place among the keys of each stream's first row
+    pad: bool = False  # as on a GPU, wherever it runs
+    groups: dict[tuple[int, ...], list[_Stacked]] = field(
+        default_factory=dict[tuple[int, ...], "list[_Stacked]"]
+    )
+
+    def apart(self, q: Tensor, kvs: Sequence[KvBuffer], weights: bool) -> tuple[Tensor, list[Tensor]]:
+        """q: (H, N, Dh) → (H, N, Dh) and, with `weights`, each stream's (H, n, K)."""
+        heads: list[Tensor] = []
+        spread: list[Tensor] = []
+        for i, (q1, kv) in enumerate(zip(q.split(list(self.counts), 1), kvs, strict=True)):
+            k, v = kv.view(self.begins[i], self.ends[i])
+            mask = None
+            if self.firsts is not None and self.counts[i] > 1:
+                whole = torch.ones(self.counts[i], k.shape[1], dtype=torch.bool, device=q.device)
+                mask = whole.tril(self.firsts[i] - self.begins[i])
+            heads.append(F.scaled_dot_product_attention(q1[None], k[None], v[None], attn_mask=mask)[0])
+            if weights:
+                spread.append(scores(q1, k))
+        return torch.cat(heads, 1) if len(heads) > 1 else heads[0], spread
+
+    def padded(self, q: Tensor, kvs: Sequence[KvBuffer], weights: bool) -> tuple[Tensor, list[Tensor]]:
+        """As `apart`."""
+        sizes = tuple(kv.k.shape[1] for kv in kvs)
+        if sizes not in self.groups:
+            self.groups[sizes] = [
+                _Stacked.of(self, [i for i, s in enumerate(sizes) if s == size], size, q.device)
+                for size in sorted(set(sizes))
+            ]
+        y = torch.empty_like(q)
+        spread: dict[int, Tensor] = {}
+        for group in self.groups[sizes]:
+            k = torch.stack([kvs[i].k for i in group.rows])  # (B, H, A, Dh)
+            v = torch.stack([kvs[i].v for i in group.rows])
+            q1 = q[:, group.places].transpose(0, 1)  # (B, H, n, Dh)
+            out = F.scaled_dot_product_attention(q1, k, v, attn_mask=group.mask)
+            y[:, group.places[group.real]] = out.permute(1, 0, 2, 3)[:, group.real]
+            if weights:
+                logits = (q1.float() @ k.float().transpose(2, 3) / math.sqrt(q.shape[-1])).masked_fill(
+                    ~group.mask, -math.inf
+                )
+                for one, i in zip(logits.softmax(-1), group.rows, strict=True):
+                    spread[i] = one[:, : self.counts[i], self.begins[i] : self.ends[i]]
+        return y, [spread[i] for i in range(len(kvs))] if weights else []
+
+
+@dataclass(frozen=True, slots=True)
+class _Stacked:
+    """Streams whose buffers have one size."""
+
+    rows: list[int]
+    places: Tensor  # (B, n) of each query in (N, …); a stream with fewer repeats its last
+    real: Tensor  # (B, n) False for repeated ones
+    mask: Tensor  # (B, 1, n, A)
+
+    @classmethod
+    def of(cls, packed: PackedRows, rows: list[int], size: int, device: torch.device) -> _Stacked:
+        starts = [sum(packed.counts[:i]) for i in rows]
+        counts = torch.tensor([packed.counts[i] for i in rows], device=device)[:, None]
+        step = torch.arange(int(max(packed.counts[i] for i in rows)), device=device)[None]
+        places = torch.tensor(starts, device=device)[:, None] + torch.minimum(step, counts - 1)
+        key = torch.arange(size, device=device)
+        last = torch.tensor([packed.ends[i] - 1 for i in rows], device=device)[:, None].expand_as(places)
+        if packed.firsts is not None:
+            first = torch.tensor([packed.firsts[i] for i in rows], device=device)[:, None]
+            last = torch.minimum(last, first + step)
+        begin = torch.tensor([packed.begins[i] for i in rows], device=device)[:, None, None]
+        return cls(rows, places, step < counts, ((key >= begin) & (key <= last[..., None]))[:, None])
+
+
 class Attention(nn.Module):
     """Whisper's attention (keys have no bias). Names as in OpenAI's checkpoints."""
 
@@ -89,29 +170,17 @@ class Attention(nn.Module):
         return self.split(self.key(x)), self.split(self.value(x))
 
     def packed(
-        self,
-        x: Tensor,
-        spans: Sequence[tuple[int, int]],
-        views: Sequence[tuple[Tensor, Tensor]],
-        causal: Sequence[int],
-        weights: list[list[Tensor]] | None = None,
-    ) -> Tensor:
-        """Rows of different streams and lengths in one tensor.
+        self, x: Tensor, rows: PackedRows, kvs: Sequence[KvBuffer], weights: bool = False
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Rows of different streams and lengths in one tensor, each over its own keys and values.
 
-        x: (N, D), row r of the batch is x[a:b] of `spans`. views: its keys and values, (H, K, Dh).
-        causal: position of the row's first query among its keys, −1 for no mask. weights: takes (H, n, K) of each row.
+        x: (N, D), row after row. kvs: this layer's buffer of each row. Returns (N, D) and, with `weights`, each row's
+        attention (H, n, K).
         """
         q = self.split(self.query(x))  # (H, N, Dh)
-        heads: list[Tensor] = []
-        for r, ((a, b), (k, v)) in enumerate(zip(spans, views, strict=True)):
-            mask = None
-            if causal[r] >= 0 and b - a > 1:
-                mask = torch.ones(b - a, k.shape[1], dtype=torch.bool, device=x.device).tril(causal[r])
-            heads.append(F.scaled_dot_product_attention(q[None, :, a:b], k[None], v[None], attn_mask=mask)[0])
-            if weights is not None:
-                weights[r].append(scores(q[:, a:b], k))
-        y = torch.cat(heads, 1) if len(heads) > 1 else heads[0]  # (H, N, Dh)
-        return self.out(y.transpose(0, 1).flatten(1))
+        attend = rows.padded if x.is_cuda or rows.pad else rows.apart
+        y, spread = attend(q, kvs, weights)
+        return self.out(y.transpose(0, 1).flatten(1)), spread
 
     def forward(
         self,

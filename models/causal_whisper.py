@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .attention_kv import Block, KvBuffer
+from .attention_kv import Block, KvBuffer, PackedRows
 from .conv_stream import ConvFront, MelQueue
 from .whisper_dims import BlockPlan, WhisperDims
 
@@ -79,6 +79,7 @@ class Encoder(ConvFront):
     """Mel frames → states of 20 ms. `step` over blocks equals `forward` over the whole."""
 
     positional_embedding: Tensor  # (n_audio_ctx, D)
+    pad = False  # stack streams' buffers as on a GPU, wherever it runs
 
     def __init__(self, dims: WhisperDims) -> None:
         super().__init__(dims.n_mels, dims.n_audio_state)
@@ -101,19 +102,17 @@ class Encoder(ConvFront):
         size = self.positional_embedding.shape[0]
         where = torch.stack([torch.arange(s.at, s.at + n) % size for s in states]).to(x.device)
         x = (x + self.positional_embedding[where]).flatten(0, 1)  # (B·n, D)
-        spans = [(i * n, i * n + n) for i in range(len(states))]
-        no_mask = [-1] * len(states)
+        fills = [s.layers[0].fill for s in states]
+        begins = [0 if plan.left is None else max(0, fill - plan.left) for fill in fills]
+        rows = PackedRows([n] * len(states), begins, [fill + n for fill in fills], pad=self.pad)
         for index, block in enumerate(self.blocks):
             assert isinstance(block, Block)
             h = block.attn_ln(x)
             k, v = block.attn.keys_values(h)  # (H, B·n, Dh)
-            views: list[tuple[Tensor, Tensor]] = []
-            for (a, b), state in zip(spans, states, strict=True):
-                kv = state.layers[index]
-                kv.put(k[:, a:b], v[:, a:b], kv.fill)
-                begin = 0 if plan.left is None else max(0, kv.fill - plan.left)
-                views.append(kv.view(begin, kv.fill + n))
-            x = x + block.attn.packed(h, spans, views, no_mask)
+            kvs = [s.layers[index] for s in states]
+            for kv, k1, v1 in zip(kvs, k.split(n, 1), v.split(n, 1), strict=True):
+                kv.put(k1, v1, kv.fill)
+            x = x + block.attn.packed(h, rows, kvs)[0]
             x = x + block.mlp(block.mlp_ln(x))
         return self.ln_post(x).unflatten(0, (len(states), n))
 
@@ -159,6 +158,8 @@ def block_mask(frames: int, plan: BlockPlan) -> Tensor:
 class Decoder(nn.Module):
     """Tokens and audio states → logits."""
 
+    pad = False  # stack streams' buffers as on a GPU, wherever it runs
+
     def __init__(self, dims: WhisperDims) -> None:
         super().__init__()
         self.dims = dims
@@ -193,27 +194,29 @@ class Decoder(nn.Module):
         ids = torch.tensor([t for row in rows for t in row.tokens], device=device)
         places = torch.tensor([row.start + i for row in rows for i in range(len(row.tokens))], device=device)
         x = self.token_embedding(ids) + self.positional_embedding[places]  # (N, D)
-        spans: list[tuple[int, int]] = []
-        at = 0
-        for row in rows:
-            spans.append((at, at + len(row.tokens)))
-            at += len(row.tokens)
+        counts = [len(row.tokens) for row in rows]
         starts = [row.start for row in rows]
-        no_mask = [-1] * len(rows)
+        ends = [start + n for start, n in zip(starts, counts, strict=True)]
+        own = PackedRows(counts, [0] * len(rows), ends, starts, pad=self.pad)
+        heard = PackedRows(
+            counts, [row.audio_begin for row in rows], [row.audio_end for row in rows], pad=self.pad
+        )
         for index, block in enumerate(self.blocks):
             assert isinstance(block, Block)
             assert block.cross_attn is not None
             assert block.cross_attn_ln is not None
             h = block.attn_ln(x)
             k, v = block.attn.keys_values(h)
-            views: list[tuple[Tensor, Tensor]] = []
-            for (a, b), row in zip(spans, rows, strict=True):
-                row.past[index].put(k[:, a:b], v[:, a:b], row.start)
-                views.append(row.past[index].view(0, row.start + b - a))
-            x = x + block.attn.packed(h, spans, views, starts)
-            heard = [row.audio[index].view(row.audio_begin, row.audio_end) for row in rows]
-            keep = [row.attention for row in rows] if align and 2 * index >= len(self.blocks) - 1 else None
-            x = x + block.cross_attn.packed(block.cross_attn_ln(x), spans, heard, no_mask, keep)
+            pasts = [row.past[index] for row in rows]
+            for kv, k1, v1, start in zip(pasts, k.split(counts, 1), v.split(counts, 1), starts, strict=True):
+                kv.put(k1, v1, start)
+            x = x + block.attn.packed(h, own, pasts)[0]
+            audio = [row.audio[index] for row in rows]
+            aligned = align and 2 * index >= len(self.blocks) - 1
+            y, spread = block.cross_attn.packed(block.cross_attn_ln(x), heard, audio, aligned)
+            for row, one in zip(rows, spread, strict=False):
+                row.attention.append(one)
+            x = x + y
             x = x + block.mlp(block.mlp_ln(x))
         return self.ln(x)
 

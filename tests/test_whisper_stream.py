@@ -154,8 +154,9 @@ def test_any_split_of_the_mel_gives_the_same_text(sizes: list[int]) -> None:
     assert (kv.k[:, : kv.fill] - ref.k[:, : ref.fill]).abs().max() <= 1e-4
 
 
+@pytest.mark.parametrize("pad", [False, True], ids=["apart", "padded"])
 @pytest.mark.parametrize("plan", [PLAN, dataclasses.replace(PLAN, left=40)], ids=["sliding", "bounded"])
-def test_streams_in_one_forward_do_not_touch_each_other(plan: BlockPlan) -> None:
+def test_streams_in_one_forward_do_not_touch_each_other(plan: BlockPlan, pad: bool) -> None:
     asr = streamer(plan)
     audio = [mel(140, seed) for seed in range(3)]
     alone: list[list[StreamWord]] = []
@@ -163,10 +164,14 @@ def test_streams_in_one_forward_do_not_touch_each_other(plan: BlockPlan) -> None
         stream = asr.start()
         stream.encoder.queue.push(one)
         alone.append(run(asr, stream))
+    assert isinstance(asr.model, CausalWhisper)
+    asr.model.encoder.pad = asr.model.decoder.pad = pad  # one kernel for streams of any length, as on a GPU
     streams = [asr.start() for _ in audio]
     together: list[list[StreamWord]] = [[] for _ in audio]
-    for stream, one in zip(streams, audio, strict=True):
-        stream.encoder.queue.push(one)
+    for i, (stream, one) in enumerate(zip(streams, audio, strict=True)):
+        stream.encoder.queue.push(one[:, : 40 * i])
+        together[i] += run(asr, stream)  # of different ages
+        stream.encoder.queue.push(one[:, 40 * i :])
     while any(map(asr.ready, streams)):
         groups: dict[object, list[int]] = {}
         for i, stream in enumerate(streams):
