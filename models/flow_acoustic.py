@@ -17,9 +17,9 @@ Mehta et al., "Matcha-TTS", 2024.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from torch.nn import functional as F
 from .flow_noise import noise_at
 from .flow_phones import FLAGS, PHONES
 from .flow_vocoder import DIMS
+from .traced import traced
 
 Mask: TypeAlias = Literal["full", "causal", "chunk", "chunks"]
 MASKS: tuple[Mask, ...] = ("full", "causal", "chunk", "chunks")
@@ -68,6 +69,9 @@ class FlowState:
         default_factory=list[Tensor]
     )  # conditions (n, C) of a chunk that is not full
     caches: list[list[LayerCache | None]] = field(default_factory=list[list[LayerCache | None]])
+    full: tuple[Tensor, Tensor, Tensor] | None = (
+        None  # the caches as the traced chunk takes them, once all are full
+    )
 
 
 def mask_of(kind: Mask, frames: int, dims: FlowDims) -> Tensor | None:
@@ -157,6 +161,7 @@ class FlowAcoustic(nn.Module):
         self.time = nn.Sequential(nn.Linear(64, width), nn.GELU(), nn.Linear(width, width))
         self.blocks = nn.ModuleList(_Block(dims) for _ in range(dims.layers))
         self.leave = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, DIMS))
+        self._traced: list[Callable[..., tuple[Tensor, ...]]] = []  # in a list: it is no part of the weights
         self.register_buffer("mean", torch.zeros(DIMS))
         self.register_buffer("deviation", torch.ones(DIMS))
 
@@ -234,8 +239,39 @@ class FlowAcoustic(nn.Module):
         state.pending = [waiting] if len(waiting) else []
         return torch.cat(out) if out else self.mean.new_zeros(0, DIMS)
 
+    @torch.inference_mode()
+    def trace(self) -> None:
+        """Make the chunks in the middle of a stream one call: some 700 operators that each ask for the interpreter again
+        take several times their time beside other threads."""
+        dims, at = self.dims, self.mean
+        layers = (dims.steps, dims.layers, 1)
+        wide = at.new_zeros(*layers, dims.heads, dims.left, dims.width // dims.heads)
+        example = (
+            at.new_zeros(1, dims.chunk, DIMS),
+            at.new_zeros(1, dims.chunk, dims.width),
+            wide,
+            wide.clone(),
+            at.new_zeros(*layers, dims.width, dims.kernel - 1),
+        )
+        call: Any = traced(_FullChunk(self), example)
+        for _ in range(3):  # it is slow while it gets to know itself
+            call(*example)
+        self._traced = [call]
+
     def _chunk(self, condition: Tensor, state: FlowState, seed: int, temperature: float) -> Tensor:
         x = self._noise(state.position, len(condition), seed, temperature)
+        if self._traced and len(condition) == self.dims.chunk and state.position >= self.dims.left:
+            x, *caches = self._traced[0](x, condition[None], *(state.full or _stacked(state.caches)))
+            state.full = (caches[0], caches[1], caches[2])
+            state.position += len(condition)
+            return x[0] * self.deviation + self.mean
+        if state.full is not None:
+            keys, values, tails = state.full
+            state.caches = [
+                [LayerCache(k, v, t) for k, v, t in zip(*parts, strict=True)]
+                for parts in zip(keys, values, tails, strict=True)
+            ]
+            state.full = None
         for step in range(self.dims.steps):
             t = x.new_full((1,), step / self.dims.steps)
             change, kept = self.velocity(x, condition[None], t, None, state.caches[step])
@@ -248,6 +284,39 @@ class FlowAcoustic(nn.Module):
         """(1, count, DIMS)"""
         rows = np.stack([noise_at(seed, first + i, DIMS) for i in range(count)])
         return torch.from_numpy(rows).to(self.mean)[None] * temperature
+
+
+class _FullChunk(nn.Module):
+    """A whole chunk after `left` frames: all Euler steps, no size that depends on anything."""
+
+    def __init__(self, model: FlowAcoustic) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, x: Tensor, condition: Tensor, keys: Tensor, values: Tensor, tails: Tensor
+    ) -> tuple[Tensor, ...]:
+        """x (1, chunk, DIMS), condition (1, chunk, C), caches (steps, layers, 1, …) → x at the end, caches."""
+        dims, kept = self.model.dims, list[LayerCache]()
+        for step in range(dims.steps):
+            t = x.new_full((1,), step / dims.steps)
+            caches = [LayerCache(keys[step, i], values[step, i], tails[step, i]) for i in range(dims.layers)]
+            change, its = self.model.velocity(x, condition, t, None, caches)
+            kept += its
+            x = x + change / dims.steps
+        shape = (dims.steps, dims.layers)
+        stacks = ([c.keys for c in kept], [c.values for c in kept], [c.tail for c in kept])
+        return (x, *(torch.stack(s).unflatten(0, shape) for s in stacks))
+
+
+def _stacked(caches: list[list[LayerCache | None]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Caches of all Euler steps and layers, which are full."""
+    each = [[layer for layer in step if layer is not None] for step in caches]
+    keys, values, tails = (
+        torch.stack([torch.stack([getattr(layer, part) for layer in step]) for step in each])
+        for part in ("keys", "values", "tail")
+    )
+    return keys, values, tails
 
 
 def _places(durations: Sequence[int]) -> Tensor:

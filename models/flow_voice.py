@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from .voice import Mark, Marked, NoVoice, Sink, Spoken, run
 WEIGHTS = Path(__file__).parent / "data" / "voice_flow.safetensors"
 _FIRST_PAUSE, _COMMA, _STOP = 2, 12, 18  # frames of 10 ms
 _LONGEST = 60  # frames of one phone: a guard against a wild prediction
+STEPS = 2  # of Euler: as well understood as with 4 (.261 and .262 on 72 sentences), in half the time
 _TEMPERATURE = 0.3  # of the noise: less is duller and steadier
 
 
@@ -39,12 +40,13 @@ def load(path: Path = WEIGHTS) -> FlowAcoustic:
     """Raises: NoVoice when there are no weights, or not of this kind."""
     try:
         with safe_open(path, "pt") as file:
-            dims = FlowDims(**json.loads((file.metadata() or {})["dims"]))
+            dims = replace(FlowDims(**json.loads((file.metadata() or {})["dims"])), steps=STEPS)
             model = FlowAcoustic(dims)
             model.load_state_dict({name: file.get_tensor(name).float() for name in file.keys()})  # noqa: SIM118
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError) as e:
         raise NoVoice(f"the neural voice {path.name} cannot be loaded: {e}") from e
-    return model.eval().requires_grad_(False)
+    model.eval().requires_grad_(False).trace()
+    return model
 
 
 class FlowSpeech:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -31,10 +32,17 @@ def conditions(model: FlowAcoustic, frames: int) -> Tensor:
     return torch.randn(frames, model.dims.width, generator=torch.Generator().manual_seed(frames))
 
 
-@given(st.integers(1, 60), st.lists(st.integers(0, 17), min_size=1, max_size=6))
-@settings(max_examples=25, deadline=None)
-def test_steps_over_any_chunking_are_one_pass(frames: int, cuts: list[int]) -> None:
+@cache
+def small_traced() -> FlowAcoustic:
     model = small()
+    model.trace()
+    return model
+
+
+@given(st.integers(1, 60), st.lists(st.integers(0, 17), min_size=1, max_size=6), st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_steps_over_any_chunking_are_one_pass(frames: int, cuts: list[int], traced: bool) -> None:
+    model = small_traced() if traced else small()
     condition = conditions(model, frames)
     whole = model.forward(condition, seed=3)
     state, parts, at = model.init_state(), [], 0
