@@ -30,8 +30,8 @@ from transport_server import cpu_s, started, use_loopback
 
 FPS = 30
 VIEWERS = 4
-SETTLE_S = 5.0  # until estimates have risen and all are on one rung
-MEASURED_S = 5.0
+SETTLE_S = 3.0  # until estimates have risen and all are on one rung
+MEASURED_S = 3.0
 
 
 def scenes() -> list[Any]:

@@ -3,7 +3,8 @@
     make bench AREA=transport_fuzz ARGS="--minutes 10"
 
 Runs the property tests of tests/ in turn, each time with new examples; the first that fails ends it with its example. Prints JSON, the
-summary last: examples, failures, and growth of memory after the first round.
+summary last: examples, failures, and what has grown since the first round: Python objects, and memory after free pages were given
+back to the system (before that it follows the allocator's and hypothesis' own ups and downs, some MB).
 """
 
 from __future__ import annotations
@@ -49,22 +50,34 @@ def properties() -> dict[str, Callable[[], Any]]:
     return found
 
 
+def held() -> tuple[float, int]:
+    """Memory in use, MB, and live Python objects, after what is free was given back."""
+    from penstock.transport.memory import give_back
+    from report import rss_mb
+
+    gc.collect()
+    give_back()
+    return rss_mb(), len(gc.get_objects())
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=0.5)
     chosen = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
     os.environ["PENSTOCK_FUZZ_EXAMPLES"] = str(EXAMPLES)
-    from report import line, note, rss_mb
+    from report import line, note
 
     doors = properties()
     ran: Counter[str] = Counter()
     failures = 0
     begin = time.monotonic()
-    before = 0.0
+    before: tuple[float, int] | None = None
+    after = (0.0, 0)
+    rounds = 0
     while time.monotonic() - begin < 60 * chosen.minutes and not failures:
         for name, test in doors.items():
-            if time.monotonic() - begin >= 60 * chosen.minutes and before:
+            if time.monotonic() - begin >= 60 * chosen.minutes and before is not None:
                 break
             try:
                 test()
@@ -73,8 +86,9 @@ def main() -> int:
                 note(f"{name}: {e!r}")
                 break
             ran[name] += EXAMPLES
-        gc.collect()
-        before = before or rss_mb()
+        after = held()
+        before = before or after
+        rounds += 1
     for name, count in ran.items():
         line(measured="fuzz", door=name, examples=count)
     line(
@@ -82,7 +96,8 @@ def main() -> int:
         minutes=round((time.monotonic() - begin) / 60, 2),
         examples=sum(ran.values()),
         failures=failures,
-        growth_mb=round(rss_mb() - before, 1),
+        growth_mb=round(after[0] - before[0], 1) if before and rounds > 1 else None,
+        growth_objects=after[1] - before[1] if before and rounds > 1 else None,
     )
     return int(failures > 0)
 
