@@ -320,6 +320,14 @@ def test_viewers_of_a_started_graph_share_its_encoders_and_its_sound(monkeypatch
             await within(clients[1][0].tracks["video"].recv())
             await live.close("over")
             await until(lambda: not server.viewers.live)
+            server.desk.headless.kept = frozenset({"camera"})  # as one that starts again by itself
+            offer = clients[0][0].pc.localDescription.sdp
+            async with (
+                aiohttp.ClientSession(server.url) as http,
+                http.post("/whep/camera", data=offer, headers=SDP) as r,
+            ):
+                assert r.status == 503
+                assert "Retry-After" in r.headers
             for client, _ in clients:
                 await client.pc.close()
 

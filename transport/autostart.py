@@ -29,6 +29,7 @@ class Autostart:
         self._live: dict[str, HeadlessSession] = {}
         for name in self._names:
             desk.headless.check(name)
+        desk.headless.kept = frozenset(self._names)
 
     def start(self) -> None:
         self._tasks = [

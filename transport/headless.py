@@ -57,6 +57,7 @@ class Headless:
         self.closed: Callable[[HeadlessSession], None] = lambda live: None
         self.limit = limit
         self.stopping = False
+        self.kept: frozenset[str] = frozenset()  # graphs that run all the time but for pauses
         self.sources = Sources()  # that callers may name
         self._clock = clock
         self._factory = factory

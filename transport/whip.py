@@ -57,6 +57,9 @@ class Whip:
         kind = request.path.split("/")[1]
         graph, offer = request.match_info["graph"], await text_of(request, SDP)
         runs = self.desk.headless.of(graph) if kind == "whep" else None
+        if kind == "whep" and runs is None and graph in self.desk.headless.kept:
+            text = f"graph {graph!r} runs all the time, but not in this moment; try again"
+            raise web.HTTPServiceUnavailable(text=text, headers={"Retry-After": "2"})
         if runs is not None:
             return self._created(request, kind, *await self.viewers.open(runs, offer, caller_of(request)))
         live, answer = await self.sessions.open(
