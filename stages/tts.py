@@ -28,7 +28,7 @@ _CHUNK_MS = 60  # the longest frame put; 20–80 ms suits packets and lets a bar
 
 
 class StreamTts(Stage):
-    """Text deltas to speech, clause by clause, in an embedded voice (flite, else espeak-ng) or an endpoint's.
+    """Text deltas to speech, clause by clause, in an embedded voice (flite, else a neural one) or an endpoint's.
 
     The next clause is made while the last goes out. A flush stops the synthesis at its next piece of sound, ends a
     request at once, and forgets the rest of the utterance. When the writer stalls, the whole words there are get

@@ -451,6 +451,33 @@ def test_a_voice_that_breaks_is_told_to_whoever_writes(monkeypatch: pytest.Monke
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(
+    "text", ["x" * 10_000, "ab " * 3_000, "Привет, 世界! مرحبا naïve 🎉 ok. ", "\n" * 500, "." * 500]
+)
+def test_odd_text_passes_the_stage_whole_and_in_pieces(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = CountedVoice()
+
+    def load(name: str) -> Voice:
+        return counted
+
+    monkeypatch.setattr(voices, "load", load)
+
+    async def main() -> None:
+        stage, out = StreamTts(), Collected()
+        stage.ctx = FakeContext()
+        await stage.setup()
+        counted.made.clear()
+        for at in range(0, len(text), 997):
+            await feed(stage, "text", delta(text[at : at + 997]), out)
+            await feed(stage, "text", delta(""), out)
+        await feed(stage, "text", delta("", end=True), out)
+        assert "".join(f.text for f in out.of("audio")).strip() == text.strip()
+        assert all(len(clause) <= 200 for clause in counted.made)
+        await stage.close()
+
+    asyncio.run(main())
+
+
 def test_no_voice_is_told_at_setup(monkeypatch: pytest.MonkeyPatch) -> None:
     def none(name: str) -> Voice:
         raise NoVoice("there is no voice: install libflite1")
