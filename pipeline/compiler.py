@@ -105,9 +105,10 @@ class _Compiler(Faults):
             self.fault(("nodes", cycle[0], "in"), f"nodes feed each other in a circle: {arrows}")
             order = list(nodes)
         cancel = self._read_cancel(self.mapping(data.get("cancel"), ("cancel",), "'cancel'"), bodies)
-        self._check_unread(nodes, {rule.node for rule in cancel})
         pools = self._read_pools(self.mapping(data.get("pools"), ("pools",), "'pools'"), nodes)
         events = read_events(data.get("events"), nodes, self)
+        # whose events leave by MQTT has a reader
+        self._check_unread(nodes, {rule.node for rule in cancel} | events.nodes)
         return Plan(
             name=name,
             nodes={n: nodes[n] for n in order},

@@ -17,5 +17,10 @@ class EventsPlan:
     emit: tuple[str, ...] = LIFE
     texts: tuple[str, ...] = ()
 
+    @property
+    def nodes(self) -> frozenset[str]:
+        """Those that it names in full."""
+        return frozenset(e.partition(".")[0] for e in (*self.emit, *self.texts))
+
     def wants(self, node: str, name: str) -> bool:
         return any(fnmatchcase(f"{node}.{name}", pattern) for pattern in self.emit)

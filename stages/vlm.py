@@ -12,7 +12,7 @@ feed is black or frozen) is answered from there, because a log does not err with
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -23,7 +23,7 @@ from ..models.sights import Sight
 from ..models.vlm_memory import Memory
 from ..pipeline.clock import SECOND
 from ..pipeline.frame import EventFrame, Frame, Gap, TokenFrame, VideoFrame
-from ..pipeline.stage import Control, Flush, In, Out, Outputs, Ports, Stage
+from ..pipeline.stage import Control, Flush, In, Out, Outputs, Ports, Stage, StageError
 from ..pipeline.units import Duration
 from .importance import tell
 from .vlm_answers import NO_WISHES, Answerer, Voice, tell_answered, tell_spoke_up
@@ -73,7 +73,7 @@ class VlmOptions(RemoteOptions):
     """model: who looks: scene, a hub id or a folder. log: events that are kept whole; counts and last times are kept
     of all. fps: pictures a second that the model takes in. picture_tokens: of one picture, where the model lets us
     choose. late: what becomes of a picture that waits when the next one comes. check: between two looks for each
-    standing question."""
+    standing question. tell: standing questions from the start, as "something moves on the left": each time it happens."""
 
     model: str = Field(default="scene", min_length=1)
     log: int = Field(default=2048, ge=16, le=1_000_000)
@@ -86,6 +86,7 @@ class VlmOptions(RemoteOptions):
     memory: MemoryOptions = MemoryOptions()
     late: Literal["drop", "merge"] = "drop"
     check: Duration = Field(default=2 * SECOND, ge=SECOND // 10)
+    tell: tuple[Annotated[str, Field(min_length=1, max_length=200)], ...] = Field(default=(), max_length=8)
 
 
 class VlmParams(BaseModel):
@@ -127,6 +128,18 @@ class VlmStream(Stage):
             from .vlm_local import load_watch  # torch: 180 MB that measuring does without
 
             self._who = await load_watch(self.ctx, options, options.memory.memory, self._voice, self._notes)
+        for words in options.tell:
+            self._watch_for(words)
+
+    def _watch_for(self, words: str) -> None:
+        """A standing question of the graph file: measured where it can be. Raises: StageError saying why not."""
+        line = f"tell me whenever {words}"
+        answer: Answer | None = self._reporter.ask(line, 0)
+        if not answer.known and self._who is not None:
+            answer = self._who.hear(line)
+        if answer is None or not answer.known:
+            why = answer.text if answer else "say what happens, as in 'something moves on the left'"
+            raise StageError(f"node {self.ctx.node!r}: tell: {words!r}: {why}")
 
     async def close(self) -> None:
         who: Answerer | None = getattr(self, "_who", None)  # setup may have failed
@@ -179,11 +192,12 @@ class VlmStream(Stage):
 
     async def _ask(self, who: Answerer, answer: Answer, frame: TokenFrame, out: Outputs) -> None:
         text = frame.text.strip()
-        if said := who.hear(text):
-            if said == NO_WISHES:
+        if heard := who.hear(text):
+            if heard == NO_WISHES:
                 self._tell(answer, frame, out)  # what it stopped was the reporter's
                 return
-            tell_answered(frame, out, "model", kind="standing")
+            said = heard.text
+            tell_answered(frame, out, "model", kind=heard.kind, known=heard.known)
         elif said := self._blind():
             tell_answered(frame, out, "measured", known=False)
         else:

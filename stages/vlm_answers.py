@@ -19,11 +19,12 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from ..models.scene_reporter import Answer
 from ..pipeline.frame import EventFrame, TokenFrame, VideoFrame
 from ..pipeline.stage import Context, Outputs
 from .question_rules import need
 
-NO_WISHES = "I was not watching for anything."
+NO_WISHES = Answer("I was not watching for anything.", "stop", False)
 _WAITING = 8  # questions; more are refused
 
 
@@ -46,8 +47,8 @@ class Answerer(Protocol):
         """A picture in which there is something to see."""
         ...
 
-    def hear(self, text: str) -> str:
-        """A standing question, or its end. → what to say to it; "" when it is another kind of question."""
+    def hear(self, text: str) -> Answer | None:
+        """A standing question, or the end of all. → what to say to it; None when it is another kind of question."""
         ...
 
     async def ask(self, frame: TokenFrame, text: str, out: Outputs) -> str:

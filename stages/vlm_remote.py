@@ -18,6 +18,7 @@ from typing import Any
 import cv2
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from ..models.scene_reporter import Answer
 from ..pipeline.clock import MS, SECOND
 from ..pipeline.frame import TokenFrame, VideoFrame
 from ..pipeline.pixels import to_rgb
@@ -119,10 +120,9 @@ class Remote:
         if not self._window or frame.pts - self._window[-1].pts >= 0.9 * SECOND / self.options.fps:
             self._window.append(frame)
 
-    def hear(self, text: str) -> str:
-        if not wish(text):
-            return ""
-        return "I cannot watch for that: the model behind the endpoint only looks when it is asked."
+    def hear(self, text: str) -> Answer | None:
+        words = "I cannot watch for that: the model behind the endpoint only looks when it is asked."
+        return Answer(words, "standing", False) if wish(text) else None
 
     async def ask(self, frame: TokenFrame, text: str, out: Outputs) -> str:
         """A question. → what to say to it at once: "" while the endpoint is asked."""

@@ -138,7 +138,7 @@ class VlmToy(Stage):
             return _HELP
         if re.search(r"\bstop\b", line):
             n, self._wishes = len(self._wishes), []
-            return "I have stopped watching for that." if n else NO_WISHES
+            return "I have stopped watching for that." if n else NO_WISHES.text
         if found := _TELL.match(line):
             return self._add_wish(found[1])
         try:

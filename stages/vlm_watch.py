@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..models.decider import Decider
+from ..models.scene_reporter import Answer
 from ..models.vlm_memory import Memory
 from ..models.vlm_session import Result, Say, Take, Talk, VlmSession, importance
 from ..pipeline.clock import MS, SECOND
@@ -142,7 +143,7 @@ class Watch:
         self._mail = frame, out
         self._news.set()
 
-    def hear(self, text: str) -> str:
+    def hear(self, text: str) -> Answer | None:
         return self.wishes.hear(text)
 
     async def ask(self, frame: TokenFrame, text: str, out: Outputs) -> str:

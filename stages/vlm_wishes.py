@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ..models.decider import Threshold
+from ..models.scene_reporter import Answer
 from ..models.vlm_model import StreamingVlm
 from ..pipeline.clock import SECOND
 from ..pipeline.frame import Frame
@@ -38,15 +39,19 @@ class Wishes:
         self._model, self._voice, self._every, self._ask = model, voice, every, ask
         self._checked = -(1 << 62)  # ns
 
-    def hear(self, text: str) -> str:
-        """Take a wish, or take all back. → what to say to it; "" when it is another kind of question."""
+    def hear(self, text: str) -> Answer | None:
+        """Take a wish, or take all back. → what to say to it; None when it is another kind of question."""
         if takes_back(text):
             n, self.all = len(self.all), []
-            return "I have stopped watching for that." if n else NO_WISHES
+            return Answer("I have stopped watching for that.", "stop", True) if n else NO_WISHES
         words = wish(text)
-        return self._add(words) if words else ""
+        if not words:
+            return None
+        why_not = self._add(words)
+        return Answer(why_not or f"I will tell you when {words}.", "standing", not why_not)
 
     def _add(self, words: str) -> str:
+        """→ in words why it cannot be."""
         if self._model.yes_no is None:
             return "This model cannot watch for that."
         self.all = [w for w in self.all if w.words != words]
@@ -57,7 +62,7 @@ class Wishes:
         except ValueError as e:
             return f"I cannot watch for that: {e}."
         self.all.append(Wish(words, ids))
-        return f"I will tell you when {words}."
+        return ""
 
     async def look(self, frame: Frame, out: Outputs) -> None:
         """After this picture: is one of them true now?"""

@@ -108,7 +108,7 @@ class Client:
             return next((m for m in self.messages if m["type"] == kind and where(m)), None)
 
         async with self._news:
-            await asyncio.wait_for(self._news.wait_for(lambda: found() is not None), 10)
+            await asyncio.wait_for(self._news.wait_for(lambda: found() is not None), 30)
         result = found()
         assert result is not None
         return result

@@ -133,6 +133,14 @@ def test_a_standing_question_is_asked_of_the_model_and_answered_once(folder: Pat
     play_it(folder, play, check="100ms")
 
 
+def test_a_graph_file_may_ask_the_model_what_cannot_be_measured(folder: Path) -> None:
+    async def play(stage: VlmStream, context: FakeContext, out: Collected) -> None:
+        assert [w.words for w in watch_of(stage).wishes.all] == ["the box is red"]
+        assert len(stage._reporter.standing.rules) == 1  # pyright: ignore[reportPrivateUsage]
+
+    play_it(folder, play, tell=["the box is red", "something moves"])
+
+
 def test_a_question_longer_than_all_room_is_cut_or_refused_and_nothing_breaks(folder: Path) -> None:
     async def play(stage: VlmStream, context: FakeContext, out: Collected) -> None:
         await feed(stage, "video", picture(1), out)

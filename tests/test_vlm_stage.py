@@ -18,7 +18,8 @@ from penstock.pipeline.clock import SECOND, ManualClock
 from penstock.pipeline.frame import EventFrame, TokenFrame, VideoFrame
 from penstock.pipeline.library import find
 from penstock.pipeline.pixels import i420_from_rgb
-from penstock.stages.vlm import VlmStream
+from penstock.pipeline.stage import StageError
+from penstock.stages.vlm import VlmOptions, VlmStream
 
 Picture = NDArray[np.uint8]
 EVERY = SECOND // 4
@@ -42,9 +43,9 @@ def noisy(images: Iterable[Picture], sigma: float = 4) -> list[Picture]:
 class Camera:
     """A stage, a clock, and what it has said."""
 
-    def __init__(self) -> None:
+    def __init__(self, **options: object) -> None:
         self.clock = ManualClock()
-        self.stage = VlmStream()
+        self.stage = VlmStream(VlmOptions.model_validate(options))
         self.stage.ctx = FakeContext(self.clock)
         self.out = Collected(epoch=3)
         asyncio.run(self.stage.setup())
@@ -236,6 +237,17 @@ def test_standing_questions_are_answered_once_and_only_when_true(
     assert len(camera.said) == before
     camera.show(*pictures, *pictures)
     assert camera.said[before:] == [f"You asked me to tell you: {says}."]
+
+
+def test_standing_questions_of_the_graph_file_are_asked_again_and_again_or_refused_at_the_start() -> None:
+    camera = Camera(tell=("something moves on the left",))
+    camera.show(*still(4))
+    for _ in range(2):
+        camera.show(*walk(30, 100), *still(50))
+    assert camera.said == ["You asked me to tell you: something moves or changes on the left."] * 2
+    for wish in ("the postman comes", "so what"):
+        with pytest.raises(StageError, match=f"tell: '{wish}': I cannot watch for that"):
+            Camera(tell=(wish,))
 
 
 def test_motion_elsewhere_is_not_motion_on_the_left() -> None:
