@@ -39,7 +39,7 @@ class StaticRows:
         self._sizes = tuple(sorted(sizes))
         self._captured: dict[tuple[Any, ...], _Captured] = {}
         self._lock = threading.Lock()
-        self.captures = 0
+        self.shapes: set[tuple[Any, ...]] = set()  # that have run: compiled, and on a GPU captured
 
     @torch.inference_mode()
     def __call__(self, *tensors: Tensor) -> Tensor:
@@ -49,17 +49,20 @@ class StaticRows:
             return torch.cat(parts)
         size = next(s for s in self._sizes if s >= rows)
         filled = tuple(_filled(t, size) for t in tensors)
+        key = tuple((t.shape, t.dtype) for t in filled)  # not strides: inputs are copied into a capture's own
         with self._lock:
-            output = self._replay(filled) if filled[0].is_cuda else self._fn(*filled)
+            output = self._replay(key, filled) if filled[0].is_cuda else self._fn(*filled)
+            self.shapes.add(key)
             return output[:rows].clone()  # the buffer is written again by whoever comes next
 
-    def warm(self, *example: Tensor) -> None:
-        """Compile and capture all sizes; example: one row of each."""
+    def warm(self, *example: Tensor, most: int) -> None:
+        """Compile and capture all sizes that up to `most` rows may need; example: one row of each."""
         for size in self._sizes:
             self(*(_filled(t, size) for t in example))
+            if size >= most:
+                return
 
-    def _replay(self, tensors: tuple[Tensor, ...]) -> Tensor:
-        key = tuple((t.shape, t.dtype, t.stride()) for t in tensors)
+    def _replay(self, key: tuple[Any, ...], tensors: tuple[Tensor, ...]) -> Tensor:
         captured = self._captured.get(key)
         if captured is None:
             captured = self._captured[key] = self._capture(tensors)
@@ -80,7 +83,6 @@ class StaticRows:
         # other threads go on allocating while this one captures
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             output = self._fn(*inputs)
-        self.captures += 1
         return _Captured(graph, inputs, output)
 
 

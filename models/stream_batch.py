@@ -127,6 +127,16 @@ class StreamBatch(Ticks[BatchState, Flight, LatentRow]):
     def reset(self, state: BatchState) -> None:
         state.flights = []
 
+    @property
+    def captures(self) -> bool:
+        return isinstance(self._draw, StaticRows)
+
+    def capture(self, state: BatchState, most: int) -> None:
+        if isinstance(self._draw, StaticRows):
+            time = torch.zeros(1, dtype=torch.long, device=self._like.device)
+            latent, prompt = state.voice.noise[:1], state.voice.prompt[None]
+            self._draw.warm(latent, time, prompt, most=2 * most)  # guidance adds a row to each
+
     def _voice(self, size: tuple[int, int], settings: Settings, old: Voice | None) -> Voice:
         if not 1 <= settings.steps <= MAX_STEPS:
             raise ValueError(f"steps {settings.steps}: {self.name} takes 1 to {MAX_STEPS}")

@@ -23,6 +23,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .static_rows import SIZES
+
 Picture = NDArray[np.uint8]  # (H, W, 3) RGB; going in also (H·3/2, W) I420, BT.601 limited range
 Switch = Literal["keep", "recache", "reset"]
 
@@ -75,6 +77,9 @@ class StreamModel(Protocol[S, Flying, R]):
 
     name: str
     multiple: int  # sizes are multiples of it
+    captures: (
+        bool  # whether the first forwards of a size take seconds or minutes: `warm` runs them beforehand
+    )
 
     def init_state(self, size: tuple[int, int], settings: Settings) -> S:
         """A stream's state at (height, width) of the model."""
@@ -86,6 +91,13 @@ class StreamModel(Protocol[S, Flying, R]):
 
     def reset(self, state: S) -> None:
         """Forget pictures before: what comes next may be another scene. None may be on its way."""
+        ...
+
+    def warm(self, size: tuple[int, int], settings: Settings, most: int) -> S:
+        """Run all that streams of a size will, up to `most` rows at a time; a stream that has been through it, and forgot.
+
+        Blocks: for a second, or minutes where something is compiled.
+        """
         ...
 
     def chunk(self, entered: int) -> int:
@@ -112,8 +124,33 @@ class StreamModel(Protocol[S, Flying, R]):
 class Ticks(Generic[S, Flying, R]):
     """Stream Batch without a pool: each tick runs the next step of all pictures on their way in one forward.
 
-    For files, tests and measurements; the state must have a list `flights`, the oldest first.
+    For files, tests, measurements and to warm up; the state must have a list `flights`, the oldest first.
     """
+
+    @property
+    def captures(self) -> bool:
+        return False
+
+    def fill(self, settings: Settings) -> int:
+        """Entries until a stream's memory is full and all its steps are at work."""
+        return settings.steps + 1
+
+    def capture(self, state: Any, most: int) -> None:
+        """Compile and capture what runs at fixed numbers of rows."""
+
+    def warm(self: Any, size: tuple[int, int], settings: Settings, most: int) -> Any:
+        """See StreamModel."""
+        state = self.init_state(size, settings)
+        black = np.zeros((*size, 3), np.uint8)
+        for entered in range(self.fill(settings)):
+            entry = Entry((black,) * self.chunk(entered), (None,))
+            rows = [self.row(state, f) for f in (*state.flights, self.enter(state, entry))]
+            for count in [n for n in SIZES if n <= most] if self.captures else []:
+                self.forward([rows[i % len(rows)] for i in range(count)])
+            self.commit(state, rows, self.forward(rows))
+        self.capture(state, most)
+        self.reset(state)
+        return state
 
     def rows(self: Any, state: Any, picture: Picture | None, tag: Any = None, noise: float = 0.5) -> list[R]:
         """The next step of each picture on its way, and the first step of `picture`. Changes nothing."""

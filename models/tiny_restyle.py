@@ -151,6 +151,17 @@ class TinyRestyle(Ticks[RestyleState, Flight, StepRow]):
         self._like = torch.empty(0, device=device, dtype=dtype)
         self._forward = forward or self._runner()
 
+    @property
+    def captures(self) -> bool:
+        return isinstance(self._forward, StaticRows)
+
+    def capture(self, state: RestyleState, most: int) -> None:
+        if isinstance(self._forward, StaticRows):
+            picture = self._like.new_zeros((1, 3, *state.size))
+            sigma = torch.zeros(1, device=self._like.device)
+            # a negative prompt adds a row to each
+            self._forward.warm(picture, picture, picture, sigma, state.voice.prompt[None], most=2 * most)
+
     def _runner(self) -> Forward:
         if self._like.device.type != "cpu":
             return StaticRows(self._net)

@@ -117,6 +117,13 @@ class WanVideo(Ticks[WanVideoState, Flight, ChunkRow]):
         self._fit(state)
         return state
 
+    @property
+    def captures(self) -> bool:
+        return self._like.device.type != "cpu"
+
+    def fill(self, settings: Settings) -> int:
+        return self._model.window.capacity + settings.steps
+
     def _fit(self, state: WanVideoState) -> None:
         """A cache for each step."""
         height, width = (length // 8 for length in state.size)

@@ -49,6 +49,11 @@ class NodePool:
         return self._pool.plan.device
 
     @property
+    def max_rows(self) -> int:
+        """In one forward."""
+        return self._pool.plan.batch.max
+
+    @property
     def quality(self) -> Quality:
         """What to do now, by the node's ladder. Read it for each frame."""
         self._update()

@@ -121,6 +121,11 @@ class Pool(Protocol):
         """What to do now, by the node's ladder (`degrade`). Read it for each frame."""
         ...
 
+    @property
+    def max_rows(self) -> int:
+        """In one forward."""
+        ...
+
     async def call(self, fn: Callable[..., T], *args: object, deadline: int = NEVER) -> T:
         """Run a blocking function off the loop. Raises: DeadlineMissed when it could not start in time."""
         ...

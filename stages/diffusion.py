@@ -11,15 +11,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..models.motion_noise import MotionNoise
 from ..models.similarity import SimilarityFilter, Thumbnail, thumbnail
-from ..models.stream_model import MAX_STEPS, Entry, Finished, fitted
+from ..models.stream_model import MAX_STEPS, Entry, Finished
 from ..pipeline.clock import NEVER, SECOND
+from ..pipeline.degrade import parse_ladder
 from ..pipeline.frame import Frame, Gap, VideoFrame
 from ..pipeline.pixels import with_rgb
 from ..pipeline.rows import Demand, Row
@@ -79,6 +79,7 @@ class DiffusionStream(Stage):
         self._rows: DiffusionRows | None = None  # None while warming
         self._name = ""
         self._stream: Stream | None = None
+        self._preparing: asyncio.Future[None] | None = None  # another size
         self._filter, self._motion = SimilarityFilter(), MotionNoise()
         self._shown: VideoFrame | None = None  # the last picture that was drawn
         self._forget = False  # before the next picture
@@ -97,28 +98,22 @@ class DiffusionStream(Stage):
     async def _load(self) -> None:
         """Load the weights, and run the shapes of a stream: the first forwards of a process are far slower."""
         o, pool = self.options, self.ctx.pool()
-        args: dict[str, Any] = {
-            "model": o.model,
-            "weights": None if o.weights is None else str(o.weights),
-            "engine": o.engine,
-            "device": pool.device if o.device == "auto" else o.device,
-            "precision": o.precision,
-            "guidance": o.rcfg,
-            "window": o.window,
-            "sink": o.sink,
-            "compiled": o.compile,
-        }
+        args = o.loading(pool.device)
         self._name = "diffusion " + ",".join(str(v) for v in args.values() if v is not None)
         try:
             await pool.load(self._name, "penstock.stages.diffusion_rows:make", args)
             rows = await pool.call(lambda: make(**args))  # the same weights, from this process's cache
-            side = max(rows.model.multiple, o.side // rows.model.multiple * rows.model.multiple)
             settings = self.params.settings(MAX_STEPS)
-            stream = await pool.call(rows.stream, (side, side), settings)
+            # where another size takes its time, all that the ladder may ask for
+            scales = {q.scale for q in parse_ladder(self.degrade)} if rows.model.captures else {1.0}
+            for size in o.sizes(scales, rows.model.multiple):
+                await pool.call(rows.slots.prepare, size, settings, pool.max_rows, o.slots)
+                stream = await pool.call(rows.stream, size, settings)
+                entry = Entry((np.zeros((*size, 3), np.uint8),) * rows.model.chunk(0), (None,))
+                await pool.warm(self._name, lambda e=entry, s=stream: Row(Step(e, 0), state=s))
+                rows.leave(stream)
         except (ValueError, StageError) as e:
             raise StageError(f"{self.ctx.node}: {e}") from e
-        entry = Entry((np.zeros((side, side, 3), np.uint8),) * rows.model.chunk(0), (None,))
-        await pool.warm(self._name, lambda: Row(Step(entry, 0), state=stream))
         self._rows = rows
         self._ask()
         self.ctx.emit("diffusion.ready", model=o.model)
@@ -156,10 +151,8 @@ class DiffusionStream(Stage):
         self._measure(frame)
         quality = self.ctx.pool().quality
         if self._rows is None or quality.passthrough:
-            self.passed += 1
             self._mail.clear()  # it would come after this one
-            self._forget = True
-            out.post("video", frame)
+            self._pass((frame,), out)
             return None
         self._due += quality.fps
         if self._due < 1:
@@ -208,6 +201,14 @@ class DiffusionStream(Stage):
                 self._mail.clear()
                 self._forget = True  # what was on its way is out of date when it goes on
 
+    def _leave(self) -> None:
+        """Give the stream up: to whoever comes next, if nothing of it is on its way."""
+        if self._stream is not None and self._rows is not None:
+            self._stream.forget(self._rows.model)  # what is on its way has the old size
+            if self._flying <= 1:  # the one that asks
+                self._rows.leave(self._stream)
+        self._stream = None
+
     async def close(self) -> None:
         worker: asyncio.Task[None] | None = getattr(self, "_worker", None)  # none after a failed setup
         if worker is not None:
@@ -215,6 +216,8 @@ class DiffusionStream(Stage):
             await asyncio.wait([worker])
             if not worker.cancelled():
                 worker.exception()  # told by process(), if anybody still asks
+        if getattr(self, "_flying", 1) == 0:
+            self._leave()
 
     # ------------------------------------------------------------ live
 
@@ -296,6 +299,9 @@ class DiffusionStream(Stage):
             self._forget = True
         self._seen = last.pts
         stream = await self._prepared(last)
+        if stream is None:
+            self._pass(frames, out)
+            return None
         noise = self._motion.update(thumb) if self.params.follow_motion else 0.5
         shown = self._shown
         if self.params.skip_still and self._filter.skip(thumb) and shown is not None:
@@ -313,17 +319,27 @@ class DiffusionStream(Stage):
         images += [images[-1]] * (wanted - len(images))
         return Work(Entry(tuple(images), frames, noise), frames, stream, stream.settings.steps, deadline)
 
-    async def _prepared(self, frame: VideoFrame) -> Stream:
-        """The stream as it must be for this picture: its size, the present settings, its scene."""
+    async def _prepared(self, frame: VideoFrame) -> Stream | None:
+        """The stream as it must be for this picture: its size, the present settings, its scene; None while it is made."""
         assert self._rows is not None
         pool, model, quality = self.ctx.pool(), self._rows.model, self.ctx.pool().quality
-        side = max(model.multiple, round(self.options.side * quality.scale))
-        size = fitted(frame.height, frame.width, side, model.multiple)
+        size = self.options.size(frame.height, frame.width, quality.scale, model.multiple)
+        if not self._rows.slots.ready(size):  # nobody has had it yet
+            making = self._preparing
+            if making is None:
+                work = pool.call(
+                    self._rows.slots.prepare, size, self.params.settings(MAX_STEPS), pool.max_rows, 1
+                )
+                making = self._preparing = asyncio.ensure_future(work)
+            if self.ctx.realtime and not making.done():
+                return None
+            self._preparing = None
+            await making  # raises what it failed of
+            return await self._prepared(frame)
         settings = self.params.settings(at_most=max(1, self.params.steps - quality.steps_less))
         stream = self._stream
         if stream is None or stream.size != size:
-            if stream is not None:
-                stream.forget(model)  # what is on its way has the old size
+            self._leave()
             stream = self._stream = await pool.call(self._rows.stream, size, settings)
             self._begin_scene()
         elif self._forget:
@@ -333,6 +349,13 @@ class DiffusionStream(Stage):
             await pool.call(stream.adjust, model, settings)
             self._filter.reset()
         return stream
+
+    def _pass(self, frames: Sequence[VideoFrame], out: Outputs) -> None:
+        """Show the camera's pictures as they are."""
+        self.passed += len(frames)
+        self._forget = True
+        for frame in frames:
+            out.post("video", frame)
 
     def _begin_scene(self) -> None:
         self._forget = False

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ..models import stream_models
-from ..models.stream_model import MAX_STEPS, STEADY, Settings, Switch
+from ..models.stream_model import MAX_STEPS, STEADY, Settings, Switch, fitted
 from ..pipeline.stage import NoFields
 
 
@@ -35,6 +36,43 @@ class DiffusionOptions(NoFields):
     compile: Annotated[
         bool, Field(description="On a GPU: compile for speed, at the price of minutes at the first start")
     ] = False
+
+    prepare: Annotated[
+        tuple[Annotated[str, Field(pattern=r"^[1-9]\d{0,4}x[1-9]\d{0,4}$")], ...],
+        Field(
+            max_length=8,
+            description="Sizes of cameras that a GPU is made ready for at the start; pictures of others "
+            "pass through until it is",
+        ),
+    ] = ("640x480",)
+    slots: Annotated[
+        int,
+        Field(ge=1, le=32, description="Streams of each of these sizes that wait for sessions, in memory"),
+    ] = 1
+
+    def loading(self, device: str) -> dict[str, Any]:
+        """What `diffusion_rows.make` is given; `device` is the pool's."""
+        return {
+            "model": self.model,
+            "weights": None if self.weights is None else str(self.weights),
+            "engine": self.engine,
+            "device": device if self.device == "auto" else self.device,
+            "precision": self.precision,
+            "guidance": self.rcfg,
+            "window": self.window,
+            "sink": self.sink,
+            "compiled": self.compile,
+        }
+
+    def size(self, height: int, width: int, scale: float, multiple: int) -> tuple[int, int]:
+        """The model's (height, width) for a camera's picture, at a scale of `side`."""
+        return fitted(height, width, max(multiple, round(self.side * scale)), multiple)
+
+    def sizes(self, scales: Iterable[float], multiple: int) -> list[tuple[int, int]]:
+        """Those to prepare, each once."""
+        cameras = [tuple(map(int, camera.split("x"))) for camera in self.prepare]
+        falling = sorted(scales, reverse=True)
+        return list(dict.fromkeys(self.size(h, w, s, multiple) for w, h in cameras for s in falling))
 
     @field_validator("model")
     @classmethod

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 
 from ..models import stream_models
-from ..models.stream_model import Entry, Finished, Settings, StreamModel
+from ..models.stream_model import Entry, Finished, Settings
 from ..pipeline.rows import Again, Row
-
-AnyModel = StreamModel[Any, Any, Any]
+from .diffusion_slots import AnyModel, slots_of
 
 
 @dataclass(slots=True)
@@ -53,12 +52,19 @@ class DiffusionRows:
     def __init__(self, model: AnyModel, *, one_thread: bool = False) -> None:
         """one_thread: operators use no further threads, as a pool runs forwards side by side on a CPU."""
         self.model = model
+        self.slots = slots_of(model)
         self._one_thread = one_thread
         self._told = threading.local()
 
     def stream(self, size: tuple[int, int], settings: Settings) -> Stream:
-        """A new one. Blocks: prompts are encoded, caches made."""
-        return Stream(self.model.init_state(size, settings), size, settings)
+        """One that waits, or a new one. Blocks: prompts are encoded, caches made."""
+        return Stream(self.slots.take(size, settings), size, settings)
+
+    def leave(self, stream: Stream) -> None:
+        """Its session needs it no more, and none of its pictures is on its way."""
+        with stream.lock:
+            stream.scene += 1
+        self.slots.give_back(stream.size, stream.state)
 
     def batch_key(self, row: Row) -> Hashable:
         """Pictures of one size share a forward, whatever their steps and prompts."""

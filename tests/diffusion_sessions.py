@@ -123,7 +123,10 @@ class Session:
 class Fixed:
     """Draws a picture's mean colour; every step counts. As cheap as a model can be."""
 
-    name, multiple = "fixed", 16
+    name, multiple, captures = "fixed", 16, False
+
+    def warm(self, size: tuple[int, int], settings: Settings, most: int) -> dict[str, Any]:
+        return self.init_state(size, settings)
 
     def init_state(self, size: tuple[int, int], settings: Settings) -> dict[str, Any]:
         return {"steps": settings.steps, "drawn": 0}

@@ -24,6 +24,7 @@ class InlinePool:
     """Runs at once, on the caller's thread."""
 
     device = "cpu"
+    max_rows = 8
     quality = Quality()
 
     def __init__(self) -> None:

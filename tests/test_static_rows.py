@@ -31,10 +31,15 @@ def test_rows_run_at_fixed_sizes_and_come_back_as_they_were(rows: int, sizes: li
     assert torch.equal(out, 2 * x + add[:, None])
 
 
-def test_warming_runs_every_size() -> None:
+@pytest.mark.parametrize(("most", "sizes"), [(1, [1]), (3, [1, 2, 4]), (9, [1, 2, 4])])
+def test_warming_runs_every_size_that_may_be_needed(most: int, sizes: list[int]) -> None:
     seen: list[int] = []
-    doubled(seen).warm(torch.zeros(1, 3), torch.zeros(1))
-    assert seen == [1, 2, 4]
+    rows = doubled(seen)
+    rows.warm(torch.zeros(1, 3), torch.zeros(1), most=most)
+    assert seen == sizes
+    known = set(rows.shapes)
+    rows(torch.randn(min(most, 4), 3), torch.randn(min(most, 4)))
+    assert rows.shapes == known
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -44,7 +49,7 @@ def test_captures_replay_with_new_inputs() -> None:
     add = torch.zeros(3, device="cuda")
     a = rows(first, add)
     b = rows(second, add)
-    assert rows.captures == 1
+    assert len(rows.shapes) == 1
     assert torch.equal(a, 2 * first)  # the second call did not overwrite it
     assert torch.equal(b, 2 * second)
 

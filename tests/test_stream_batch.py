@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from penstock.models.static_rows import StaticRows
 from penstock.models.stream_batch import BatchState, Guidance, StreamBatch, load_stream_batch, timesteps
 from penstock.models.stream_model import Picture, Settings
 
@@ -200,6 +201,28 @@ def test_self_guidance_of_one_is_the_prompt_alone(folders: tuple[Path, Path]) ->
         for g in ("self", "full")
     ]
     assert all(torch.equal(x, y) for x, y in zip(*drawn, strict=True))
+
+
+@pytest.mark.parametrize("guidance", ["self", "full"])
+def test_a_warmed_size_asks_for_no_new_capture(folders: tuple[Path, Path], guidance: Guidance) -> None:
+    model = model_of(folders, guidance)
+    static = StaticRows(model._predict)  # pyright: ignore[reportPrivateUsage]
+    model._draw = static  # pyright: ignore[reportPrivateUsage] - as on a GPU, the CPU in place of graphs
+    wish = Settings("ab", "c", strength=0.8, steps=2, guidance=1.5)
+    warmed = model.warm((64, 64), wish, 4)
+    known = set(static.shapes)
+    frames = pictures(4)
+    a = latents(model, warmed, frames, batched=True)
+    states = [model.init_state((64, 64), wish) for _ in range(2)]
+    for _ in range(3):  # four rows, eight with their negatives
+        plans = [model.rows(s, frames[0]) for s in states]
+        results = model.forward([row for plan in plans for row in plan])
+        for state, plan in zip(states, plans, strict=True):
+            mine, results = results[: len(plan)], results[len(plan) :]
+            model.commit(state, plan, mine)
+    assert static.shapes == known
+    b = latents(model, model.init_state((64, 64), wish), frames, batched=True)
+    assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 def test_timesteps_fall_on_the_grid() -> None:

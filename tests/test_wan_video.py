@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from penstock.models.causal_wan import kept
 from penstock.models.stream_model import Entry, Finished, Settings
 from penstock.models.taehv import DecoderState, TinyDecoder, load_tiny_decoder
 from safetensors.torch import save_file
@@ -152,6 +154,32 @@ def test_a_chunk_that_failed_leaves_no_trace_and_a_lost_first_one_is_made_up_for
     late = model.init_state((32, 32), wish)
     shown = draw(model, late, chunks[1:], batched=True)  # four pictures where one was due
     assert [f.tag for f in shown] == [4, 5, 6, 7, 8]
+
+
+def test_a_stream_that_was_warmed_has_seen_every_fill_of_its_window_and_forgot(model: WanVideo) -> None:
+    wish = Settings("a cat", strength=0.7, steps=2)
+    seen: set[tuple[int, int]] = set()  # rows, frames in their caches
+    inner = model._model  # pyright: ignore[reportPrivateUsage]
+
+    class Watched:
+        window = inner.window
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(inner, name)
+
+        def denoise(self, rows: list[Any]) -> Any:
+            seen.add((len(rows), len(kept(rows[0].cache.frames, inner.window)[0])))
+            return inner.denoise(rows)
+
+    model._model = Watched()  # type: ignore[assignment]
+    try:
+        warmed = model.warm((32, 32), wish, 2)
+    finally:
+        model._model = inner  # pyright: ignore[reportPrivateUsage]
+    assert {full for _, full in seen} == {0, 1, 2}  # the block itself is the third frame of the window
+    chunks = entries(5)
+    expected = draw(model, model.init_state((32, 32), wish), chunks, batched=True)
+    assert same(draw(model, warmed, chunks, batched=True), expected, 0)
 
 
 def test_memory_is_flat(model: WanVideo) -> None:
