@@ -14,7 +14,8 @@ fanout: what one more viewer of the same output costs the server (`transport_fan
 echoes: a client with its relay and a server in two processes, real time (`transport_echo.py`): round trips. Load of the machine is in
 these figures: read the ratio, not the time. Each variant has processes of its own, one after the other. core_pct is the server's.
 browser: a real Chromium: its uplink 8 to 10 s after its start on a network without limits, and glass to glass.
-What 200 connects leave is told by `make bench AREA=session`.
+What 200 connects leave, and whether a process that closes nothing ends, is told by `make bench AREA=session`; ten minutes of hostile
+input are `make bench AREA=transport_fuzz ARGS="--minutes 10"`.
 """
 
 from __future__ import annotations
@@ -162,7 +163,9 @@ KEYS = {
     + ["core_pct", "frames", "sent"],
     "audio": ["core_pct", "audio_rtt_ms_p50"],
     "ingest": ["core_pct", "sent"],
-    "hiccup": [f"audio_{when}_ms" for when in ("before", "after_loss", "after_stall")],
+    "hiccup": [
+        f"{kind}_{when}_ms" for kind in ("audio", "video") for when in ("before", "after_loss", "after_stall")
+    ],
 }
 CHROMIUM = (
     "uplink_kbps_10s",  # sent by its encoder, which a busy machine holds back ...

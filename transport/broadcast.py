@@ -59,6 +59,10 @@ class SharedRung:
 
     @property
     def bitrate_bps(self) -> int:
+        """What it is encoded at."""
+        return self.encoder.bitrate_bps
+
+    def _fitting_bps(self) -> int:
         # one that only tries whether its path carries this rung does not hold others down
         told = [v.bps for v in self.viewers if v.choice is not None and not v.choice.is_trying]
         return rate_bps(self.number, told or [LEAST_BPS[self.number]], CEILING_BPS)
@@ -102,7 +106,7 @@ class SharedRung:
             await self.source.wait()
             now = self.clock.now()
             frame, pts = self.source.take()
-            bps = self.encoder.bitrate_bps = self.bitrate_bps
+            bps = self.encoder.bitrate_bps = self._fitting_bps()
             fps = self.source.fps
             shape = self.shape = self._rate.shape(bps, frame.width & ~1, frame.height & ~1, now, fps)
             keyframe = self._wanted and now >= self._next_keyframe
@@ -145,11 +149,6 @@ class Broadcast:
         self._newest: VideoFrame | None = None
         self._opus: OpusEncoder | None = None
         self._at = 0  # samples, of the next sound
-
-    @property
-    def is_watched(self) -> bool:
-        self._forget()
-        return bool(self._rungs or self._listeners)
 
     @property
     def has_listeners(self) -> bool:
