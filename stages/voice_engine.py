@@ -58,10 +58,11 @@ class EmbeddedEngine:
     Of all sessions that speak, the one whose sound ends soonest goes first.
     """
 
-    ahead = 60  # pieces of 40 to 80 ms: what is thrown away at a barge-in cost some 50 ms of flite's CPU
-
     def __init__(self, voice: Voice, ctx: Context) -> None:
         self._voice, self._ctx = voice, ctx
+        # of 40 ms (flite) or 50 to 80: 6 s, and 3 to 5 s of voices that cost more. A barge-in throws away as much: 100 ms of
+        # flite's CPU; with half of it, four sessions in step were short of time on a machine at load 13
+        self.ahead = 60 if isinstance(voice, SteppedVoice) else 150
         self._reply: Stop | None = None  # what `_sounds_until` is of
         self._sounds_until = 0
 

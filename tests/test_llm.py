@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from penstock.pipeline.clock import MS, SECOND, ManualClock
+from penstock.pipeline.clock import MS, SECOND
 from penstock.pipeline.frame import TokenFrame
 from penstock.pipeline.session import Session
 from penstock.pipeline.stage import Flush, SetParams, StageError
@@ -19,8 +19,9 @@ from penstock.stages.endpoint import read_key
 from penstock.stages.llm import LlmChat
 from pydantic import ValidationError
 
-from .chat_server import DONE, HELLO, ROLE, Script, Server, Write, delta, drops, sends, serving, stalls
-from .fakes import Collected, FakeContext, feed
+from .chat_server import DONE, HELLO, ROLE, Script, Write, delta, drops, sends, serving, stalls
+from .endpoint_talk import EndpointTalk, play
+from .fakes import FakeContext, feed
 from .graphs import compile_test, run_session, sink_of
 
 pytestmark = pytest.mark.net
@@ -28,60 +29,25 @@ pytestmark = pytest.mark.net
 SORRY = "Sorry, I can't answer right now."
 
 
-class Said(Collected):
-    """Outputs that tell when something has been said."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.some = asyncio.Event()
-
-    async def send(self, port: str, frame: Any) -> None:
-        await super().send(port, frame)
-        self.some.set()
-
-    def text(self, utterance: int) -> str:
-        return "".join(f.text for f in self.of("say") if f.utterance == utterance)
-
-
-class Talk:
-    """A stage, its server, and what came out."""
-
-    def __init__(self, stage: LlmChat, ctx: FakeContext, server: Server, clock: ManualClock) -> None:
-        self.stage, self.ctx, self.server, self.clock = stage, ctx, server, clock
-        self.out = Said()
-
+class Talk(EndpointTalk[LlmChat]):
     async def ask(self, text: str) -> str:
         """Say it; what was answered."""
         before = len(self.out.of("say"))
         await feed(self.stage, "heard", TokenFrame(pts=SECOND, until=2 * SECOND, text=text), self.out)
         return "".join(f.text for f in self.out.of("say")[before:])
 
-    async def flush(self) -> None:
-        self.ctx.epoch += 1
-        self.out.epoch = self.ctx.epoch
-        await self.stage.control(Flush("reply", self.ctx.epoch))
+    def text(self, utterance: int) -> str:
+        return "".join(f.text for f in self.out.of("say") if f.utterance == utterance)
 
 
 def talk(scene: Callable[[Talk], Awaitable[None]], *scripts: Script | web.Response, **options: Any) -> Talk:
     """Play a scene with a stage that is connected to a server of these scripts."""
 
-    async def play() -> Talk:
-        async with serving(*scripts) as (server, url):
-            base: dict[str, Any] = {"base_url": url, "model": "m", "system": ""}
-            stage = LlmChat(LlmChat.Options.model_validate(base | options))
-            clock = ManualClock()
-            ctx = FakeContext(clock)
-            stage.ctx = ctx
-            await stage.setup()
-            it = Talk(stage, ctx, server, clock)
-            try:
-                async with asyncio.timeout(20):
-                    await scene(it)
-            finally:
-                await stage.close()
-            return it
+    def make(url: str) -> LlmChat:
+        base: dict[str, Any] = {"base_url": url, "model": "m", "system": ""}
+        return LlmChat(LlmChat.Options.model_validate(base | options))
 
-    return asyncio.run(play())
+    return play(Talk, make, scene, *scripts, content_type="text/event-stream; charset=utf-8")
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 50, 10_000])

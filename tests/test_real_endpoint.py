@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 from penstock.pipeline.clock import SECOND, MonotonicClock
-from penstock.pipeline.frame import Frame, TokenFrame
+from penstock.pipeline.frame import TokenFrame
 from penstock.pipeline.stage import Flush, Stage
 from penstock.stages.llm import LlmChat
 from penstock.stages.tts import StreamTts
 
-from .fakes import Collected, FakeContext, feed
+from .endpoint_talk import Told
+from .fakes import FakeContext, feed
 
 pytestmark = pytest.mark.net
 
@@ -33,18 +34,6 @@ def endpoint(service: str) -> dict[str, Any]:
         pytest.skip(f"{name} names no endpoint")
     key = {"key": f"env:{name}_KEY"} if f"{name}_KEY" in os.environ else {}
     return {"base_url": os.environ[name], "model": os.environ.get(f"{name}_MODEL", "default"), **key}
-
-
-class Told(Collected):
-    """Outputs that tell when something has come."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.some = asyncio.Event()
-
-    async def send(self, port: str, frame: Frame) -> None:
-        await super().send(port, frame)
-        self.some.set()
 
 
 def play(stage: Stage, scene: Callable[[FakeContext, Told], Awaitable[None]]) -> None:

@@ -10,43 +10,20 @@ import pytest
 from aiohttp import web
 from penstock.models import voices
 from penstock.models.voice import NoVoice
-from penstock.pipeline.clock import SECOND, ManualClock
+from penstock.pipeline.clock import SECOND
 from penstock.pipeline.frame import TokenFrame
-from penstock.pipeline.stage import Flush
 from penstock.stages.tts import StreamTts
 
-from .chat_server import Script, Server, sends, serving
-from .fakes import Collected, FakeContext, feed
+from .chat_server import Script, sends
+from .endpoint_talk import EndpointTalk, play
+from .fakes import feed
 from .speech_files import RATE, tone
 
 
-class Heard(Collected):
-    """Outputs that tell when there is sound."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.some = asyncio.Event()
-
-    async def send(self, port: str, frame: Any) -> None:
-        await super().send(port, frame)
-        self.some.set()
-
-
-class Talk:
-    """A stage, its server, and what came out."""
-
-    def __init__(self, stage: StreamTts, ctx: FakeContext, server: Server, clock: ManualClock) -> None:
-        self.stage, self.ctx, self.server, self.clock = stage, ctx, server, clock
-        self.out = Heard()
-
+class Talk(EndpointTalk[StreamTts]):
     async def say(self, text: str, *, end: bool = True, utterance: int = 1) -> None:
         frame = TokenFrame(pts=SECOND, text=text, utterance=utterance, end=end, epoch=self.ctx.epoch)
         await feed(self.stage, "text", frame, self.out)
-
-    async def flush(self) -> None:
-        self.ctx.epoch += 1
-        self.out.epoch = self.ctx.epoch
-        await self.stage.control(Flush("reply", self.ctx.epoch))
 
     def words(self) -> str:
         return "".join(f.text for f in self.out.of("audio"))
@@ -68,23 +45,11 @@ def talk(
 ) -> Talk:
     """Play a scene with a stage whose voice is a server of these scripts."""
 
-    async def play() -> Talk:
-        async with serving(*scripts, content_type=content_type) as (server, url):
-            base: dict[str, Any] = {"base_url": url, "model": "m", "voice": "v", "fallback": False}
-            stage = StreamTts(StreamTts.Options.model_validate({"endpoint": base | options}))
-            clock = ManualClock()
-            ctx = FakeContext(clock, realtime=realtime)
-            stage.ctx = ctx
-            await stage.setup()
-            it = Talk(stage, ctx, server, clock)
-            try:
-                async with asyncio.timeout(20):
-                    await scene(it)
-            finally:
-                await stage.close()
-            return it
+    def make(url: str) -> StreamTts:
+        base: dict[str, Any] = {"base_url": url, "model": "m", "voice": "v", "fallback": False}
+        return StreamTts(StreamTts.Options.model_validate({"endpoint": base | options}))
 
-    return asyncio.run(play())
+    return play(Talk, make, scene, *scripts, content_type=content_type, realtime=realtime)
 
 
 async def until(fact: Callable[[], bool]) -> None:
