@@ -20,10 +20,12 @@ _BLANK = re.compile(r"\s+")
 
 _JOINT_LETTERS = 8  # of the longest of them, and the blank after it
 
-_FIRST_LONGEST = 44  # characters: about 2.5 s of speech, made in some 25 ms
-_FIRST = 12  # characters: a comma may end the first clause after this many, so that speech begins early
-_LATER = 40  # and later ones after this many: fewer, longer clauses sound better
-_LONGEST = 200  # about 12 s of speech, the most that is made before anybody can stop it
+# Characters: (a comma ends the clause after so many, at most so many). The first is short, so that speech begins early: 44 are
+# about 2.5 s of speech, made in some 25 ms. While it sounds the second is made, for all who began at the same time one after the
+# other, so it is no long one yet. Later ones sound better for being long; 200 are 12 s, the most that is made
+# before anybody can stop it.
+_LADDER = ((12, 44), (24, 80), (40, 200))
+_LONGEST = _LADDER[-1][1]
 
 
 class ClauseCutter:
@@ -31,7 +33,7 @@ class ClauseCutter:
 
     def __init__(self) -> None:
         self._text = ""
-        self._started = False
+        self._given = 0  # clauses of this utterance
 
     def push(self, delta: str) -> list[str]:
         """The clauses that `delta` completes."""
@@ -40,12 +42,12 @@ class ClauseCutter:
         while (end := self._end()) > 0:
             clauses.append(self._text[:end])
             self._text = self._text[end:]
-            self._started = True
+            self._given += 1
         return clauses
 
     def finish(self) -> str:
         """What is left at the end of the utterance; the cutter is as new."""
-        rest, self._text, self._started = self._text, "", False
+        rest, self._text, self._given = self._text, "", 0
         return rest
 
     def whole_words(self) -> str:
@@ -55,26 +57,28 @@ class ClauseCutter:
         if not any(c.isalnum() for c in self._text[:at]):
             return ""
         words, self._text = self._text[:at], self._text[at:]
-        self._started = True
+        self._given += 1
         return words
 
     def _end(self) -> int:
         """Where the first clause ends; 0 when it may go on."""
-        longest = _LONGEST if self._started else _FIRST_LONGEST
+        least, longest = _LADDER[min(self._given, len(_LADDER) - 1)]
         window = self._text[:longest]
-        for match in _SENTENCE.finditer(window):
-            if not _ABBREVIATION.search(window[: match.end()]) and window[: match.start()].strip():
-                return match.end()
-        least = _LATER if self._started else _FIRST
-        for match in _COMMA.finditer(window):
-            if match.start() >= least:
-                return match.end()
+        ends = [
+            match.end()
+            for match in _SENTENCE.finditer(window)
+            if not _ABBREVIATION.search(window[: match.end()]) and window[: match.start()].strip()
+        ][:1]
+        if self._given < 2 or not ends:  # later a sentence is not cut where all of it is there
+            ends += [match.end() for match in _COMMA.finditer(window) if match.start() >= least][:1]
+        if ends:
+            return min(ends)
         if len(self._text) <= longest:
             return 0
-        patterns = (_COMMA, _BLANK) if self._started else (_JOINT, _BLANK)
+        patterns = (_COMMA, _BLANK) if self._given > 1 else (_JOINT, _BLANK)
         for pattern in patterns:
             found = pattern.finditer(self._text[: longest + _JOINT_LETTERS])
-            ends = [m.end() for m in found if m.end() <= longest and (self._started or m.start() >= _FIRST)]
+            ends = [m.end() for m in found if m.end() <= longest and m.start() >= min(least, 12)]
             if ends:
                 return ends[-1]
         return longest if len(self._text) > _LONGEST else 0  # a word without end

@@ -134,6 +134,15 @@ def test_clauses_joined_are_the_text(deltas: list[str]) -> None:
         ("Mr. Smith has 3.14 pies. More", ["Mr. Smith has 3.14 pies. ", "More"]),
         ("At 10:30, no", ["At 10:30, no"]),
         (
+            "I see a picture. It is neither dark nor very bright, mostly blue. It is a long one, which nobody cuts. ",
+            [
+                "I see a picture. ",
+                "It is neither dark nor very bright, ",
+                "mostly blue. ",
+                "It is a long one, which nobody cuts. ",
+            ],
+        ),
+        (
             "The weather will stay sunny and warm for the rest of the whole week",
             ["The weather will stay sunny and warm ", "for the rest of the whole week"],
         ),
@@ -247,7 +256,8 @@ def test_a_session_gives_small_chunks_that_say_the_text(name: str) -> None:
         session.push(word if word == "on" else word + " ")
         while (chunk := session.step()) is not None:
             chunks.append(chunk)
-    assert "".join(c.text for c in chunks) == "Hello 🎉 there. "  # nobody waits for the end
+    assert "".join(c.text for c in chunks) == "Hello 🎉 there. I see a picture, mostly blue, "
+    # nobody waits for the end
     session.end()
     while (chunk := session.step()) is not None:
         chunks.append(chunk)
