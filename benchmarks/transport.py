@@ -70,7 +70,7 @@ LINKS: dict[str, tuple[dict[str, Any], float]] = {  # network, seconds
     ),
 }
 SLOW = ((2.0, 60.0), (10.0, 30.0))  # pictures a second, seconds
-SLOW_LOSS = (0, 5, 20)  # %
+SLOW_LOSS = (0, 5)  # %
 ECHOES = ("clean", "audio", "ingest", "hiccup")
 PARTS = ("paths", "links", "skew", "fanout", "echoes", "browser")
 VARIANTS = ("aiortc", "penstock")
@@ -115,8 +115,7 @@ def links(summary: dict[str, Any]) -> None:
         for variant, codec in (
             ("penstock", "VP8"),
             ("penstock", "H264"),
-            ("aiortc", "VP8"),
-            ("aiortc", "H264"),
+            ("aiortc", "VP8"),  # what it takes when it may choose; its x264 is four times as slow to encode
         ):
             found = measure(variant == "penstock", network, seconds, codec)
             line(measured="link", network=name, variant=variant, codec=codec, seconds=seconds, **found)

@@ -9,6 +9,7 @@ import pytest
 from fakes import Collected, FakeContext
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from penstock.pipeline.clock import MS, SECOND, LoopClock, ManualClock
 from penstock.pipeline.frame import AudioFrame, TokenFrame, VideoFrame
 from penstock.pipeline.stage import Flush, StageError
@@ -300,3 +301,25 @@ def test_out_without_tracks_or_channel_drops_everything():
         await peer.close()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_frames_of_the_form_asked_for_give_what_the_resampler_gives(channels: int):
+    rng = np.random.default_rng(0)
+    sound = rng.integers(-30_000, 30_000, (9600, 2), np.int16)
+
+    def fitted_in(samples: int) -> list[tuple[int, NDArray[np.int16]]]:
+        fit = AudioFit(AudioFormat(48_000, channels, 20 * MS))
+        out: list[tuple[int, NDArray[np.int16]]] = []
+        for at in range(0, len(sound), samples):
+            packed = np.ascontiguousarray(sound[at : at + samples]).reshape(1, -1)
+            frame = av.AudioFrame.from_ndarray(packed, format="s16", layout="stereo")
+            frame.sample_rate, frame.pts, frame.time_base = 48_000, at, Fraction(1, 48_000)
+            out += fit(frame) or []
+        return out
+
+    direct, cut = fitted_in(960), fitted_in(480)
+    assert [at for at, _ in direct] == [at for at, _ in cut] == [k * 20 * MS for k in range(10)]
+    for (_, ours), (_, theirs) in zip(direct, cut, strict=True):
+        assert ours.shape == theirs.shape == (960, channels)
+        assert np.abs(ours.astype(int) - theirs).max() <= 1
