@@ -22,10 +22,10 @@ from .whisper_dims import BlockPlan
 from .whisper_ort import OrtWhisper
 from .window_seam import Said, Seam, find_seam
 
-_BEGIN = 0.75  # of the window: here the next one is begun
+_BEGIN = 0.85  # of the window: here the next one is begun
 _KEEP = 0.2  # of the window lies between the seam and the place where the next one is begun
 _LEAST = 60  # frames: words that are not final are seldom older
-PACE = 2  # blocks of the next window a block of this one: it gains one a time
+PACE = 3  # blocks of the next window a block of this one: it gains two a time
 
 
 @dataclass(slots=True)

@@ -64,6 +64,25 @@ def test_spoken_commands_come_back_as_committed_words(rows: AsrRows) -> None:
 
 @needs_voice
 @needs_fixture
+def test_words_are_not_lost_where_the_window_slides(rows: AsrRows) -> None:
+    """One turn of five windows, with pauses: the seams used to lose the words that were not final yet, one in four."""
+    rng, parts, said = np.random.default_rng(6), [np.zeros(4800, np.float32)], list[str]()
+    for _ in range(12):
+        some = phrase(rng, 5)
+        said += some
+        parts += [flite_words.speak(" ".join(some)).pcm, np.zeros(3200, np.float32)]
+    pcm = np.concatenate([*parts, np.zeros(19_200, np.float32)])
+    pcm += rng.normal(size=len(pcm)).astype(np.float32) * np.float32(1e-4)
+    events = listen(rows, pcm)
+    commits = [e for e in events if e.kind == "commit"]
+    found = jiwer.process_words(" ".join(said), " ".join(e.text for e in commits))
+    assert len(said) > 25
+    assert found.deletions <= 0.1 * len(said)
+    assert [e.text for e in events if e.kind == "endpoint"] == [" ".join(e.text for e in commits)]
+
+
+@needs_voice
+@needs_fixture
 def test_word_times_are_near_the_voices_own(rows: AsrRows) -> None:
     errors: list[float] = []
     for text in ("make it neon please", "switch to watercolor", "what do you see", "stop"):

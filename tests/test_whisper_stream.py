@@ -11,13 +11,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from penstock.models import stream_snapshot
-from penstock.models.causal_whisper import CausalWhisper
+from penstock.models.causal_whisper import CausalWhisper, EncoderState, TextRow
 from penstock.models.int8 import Int8Linear, quantize_linears
 from penstock.models.local_optimality import Hypothesis, agree, branch, checked, revise, settle
+from penstock.models.text_writer import AGAIN
 from penstock.models.tokens import WordTokens
 from penstock.models.whisper_dims import BlockPlan, WhisperDims
 from penstock.models.whisper_loader import quantized
 from penstock.models.whisper_stream import Heard, StreamWord, WhisperStream, WhisperStreamer
+from penstock.models.whisper_window import PACE
 from penstock.models.window_seam import Said, find_seam
 from penstock.models.word_times import monotonic, token_times
 from torch import Tensor
@@ -29,8 +31,10 @@ GRID = BlockPlan(chunk=5, first=10)
 torch.set_num_threads(1)
 
 
-def streamer(plan: BlockPlan = PLAN, beams: int = 1, seed: int = 0) -> WhisperStreamer:
-    model = CausalWhisper.random(DIMS, seed)
+def streamer(
+    plan: BlockPlan = PLAN, beams: int = 1, seed: int = 0, dims: WhisperDims = DIMS
+) -> WhisperStreamer:
+    model = CausalWhisper.random(dims, seed)
     model.decoder.token_embedding.weight.data.mul_(20)  # else all logits are alike
     return WhisperStreamer(model, WORDS, plan, beams=beams, tokens_per_s=0.1)
 
@@ -246,6 +250,51 @@ def test_many_windows_run_without_a_reset_and_words_stay_in_order(plan: BlockPla
     assert stream.origin + stream.encoder.at == 500
     assert all(a.end <= b.begin for a, b in itertools.pairwise(words))
     assert all(w.begin <= w.end <= 500 for w in words)
+
+
+def test_a_next_window_is_made_in_small_steps_and_goes_with_a_snapshot() -> None:
+    """No forward encodes more than its own block and a few of the next window; a copy goes on as the stream does."""
+    asr = streamer(BlockPlan(5, 10), dims=dataclasses.replace(DIMS, n_audio_ctx=200, n_text_ctx=200))
+    stream, steps, most = asr.start(), 0, 0
+    encode = asr.model.encoder.step
+
+    def counted(states: list[EncoderState], n: int, plan: BlockPlan) -> Tensor:
+        nonlocal steps
+        steps += 1
+        return encode(states, n, plan)
+
+    asr.model.encoder.step = counted  # type: ignore[method-assign]  # pyright: ignore
+    stream.encoder.queue.push(mel(260))
+    copy: WhisperStream | None = None
+    while asr.ready(stream):
+        steps = 0
+        asr.commit(stream, asr.forward([stream])[0])
+        most = max(most, steps)
+        if stream.next is not None and stream.next.encoder.at > 0 and copy is None:
+            copy = stream_snapshot.restore(stream_snapshot.dump(stream), asr)
+    assert most == 1 + PACE
+    assert stream.origin > 0
+    assert copy is not None
+    assert copy.next is not None
+    run(asr, copy)
+    assert outcome(copy) == outcome(stream)
+
+
+def test_what_is_final_is_not_read_again_and_the_text_costs_the_same_however_long() -> None:
+    asr = streamer(dataclasses.replace(PLAN, left=40), seed=1, dims=dataclasses.replace(DIMS, n_text_ctx=150))
+    stream, read = asr.start(), list[int]()
+    write = asr.model.decoder.step
+
+    def counted(rows: list[TextRow], *, align: bool = False) -> Tensor:
+        read.append(len(rows[0].tokens))
+        return write(rows, align=align)
+
+    asr.model.decoder.step = counted  # type: ignore[method-assign]  # pyright: ignore
+    stream.encoder.queue.push(mel(200))
+    run(asr, stream)
+    assert len(stream.text.tokens) > 25
+    assert stream.past[0].fill == 1 + stream.worded - AGAIN
+    assert max(read) <= AGAIN + 2 * asr.writer.new + 4
 
 
 def test_the_seam_lies_between_words_on_the_grid() -> None:
