@@ -245,7 +245,7 @@ def main() -> None:
             found[f"{key}_{name}"] = figures[name]
     for size, kind in (("tiny", "torch int8 head"), ("tiny", "onnx int8 all"), ("base", "onnx int8 all")):
         found[f"{size}_{kind.replace(' ', '_')}_rows_gain"] = shared(size, kind)["gain"]
-    found |= fixture(120 if FULL else 60)
+    found |= fixture(240 if FULL else 120)
     found |= {k: v for k, v in asyncio.run(turns(options.data)).items() if k != "bench"}
     found["embedded_wer"] = recordings(options.data) if options.data.is_dir() else None
     if not options.data.is_dir():

@@ -117,6 +117,7 @@ class Inline:
     """Just enough of a session for a stage, and its pool: work is done at once."""
 
     session, node, epoch, realtime = "bench", "node", 0, False
+    connected = frozenset({"audio", "speech", "partial", "commit", "turn"})
     clock = MonotonicClock()
 
     def pool(self, name: str | None = None) -> Inline:

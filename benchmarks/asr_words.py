@@ -18,6 +18,7 @@ from penstock.models.whisper_stream import WhisperStreamer
 from report import line, note, percentile
 
 SECOND = 1_000_000_000
+LEAD, TAIL = 0.6, 1.2  # s of silence around a phrase
 Pcm = NDArray[np.float32]
 
 
@@ -47,6 +48,10 @@ def listen(rows: AsrRows, pcm: Pcm) -> Heard:
     return Heard(kinds["commit"], revised, kinds["endpoint"])
 
 
+def silence(seconds: float) -> Pcm:
+    return np.zeros(int(seconds * 16_000), np.float32)
+
+
 def noisy(parts: list[Pcm], rng: np.random.Generator) -> Pcm:
     pcm = np.concatenate(parts)
     return pcm + rng.normal(size=len(pcm)).astype(np.float32) * np.float32(1e-4)
@@ -71,19 +76,19 @@ def fixture(phrases: int) -> dict[str, object]:
     rng = np.random.default_rng(77)
     said, streamed, offline = list[str](), list[str](), list[str]()
     late, revised = list[float](), 0
-    pad = np.zeros(4800, np.float32)
     for _ in range(phrases):
         text = " ".join(phrase(rng, 5))
         spoken = flite_words.speak(text)
-        pcm = noisy([pad, spoken.pcm, pad, pad, pad, pad], rng)
+        pcm = noisy([silence(LEAD), spoken.pcm, silence(TAIL)], rng)
         heard = listen(rows, pcm)
         revised += heard.revised
         said.append(text)
         streamed.append(heard.text)
         given = [(w, e.heard) for e in heard.commits for w in e.text.split()]
         if [w for w, _ in given] == text.split():  # latency needs to know which word is which
-            late += [h / 1e6 - (end + 0.3) * 1000 for (_, h), end in zip(given, spoken.ends, strict=True)]
-        frames = LogMel().forward(torch.from_numpy(pcm[3200:]))
+            late += [h / 1e6 - (end + LEAD) * 1000 for (_, h), end in zip(given, spoken.ends, strict=True)]
+        # as much silence as the session heard, whose turn ends after .7 s and a block
+        frames = LogMel().forward(torch.from_numpy(pcm[: len(pcm) - 4800]))
         offline.append(transcribe(model, frames, checkpoint.plan, words))
     figures: dict[str, object] = {
         "chunk_ms": checkpoint.plan.chunk_ms, "wer_streaming": round(jiwer.wer(said, streamed), 4),
@@ -107,13 +112,12 @@ def long_turns(rows: AsrRows, turns: int) -> tuple[dict[str, object], int]:
     rng = np.random.default_rng(6)
     said, streamed, revised, seconds = list[str](), list[str](), 0, 0.0
     for _ in range(turns):
-        parts, text = [np.zeros(4800, np.float32)], list[str]()
+        parts, text = [silence(LEAD)], list[str]()
         for _ in range(12):
             some = phrase(rng, 5)
             text += some
-            pause = np.zeros(int(rng.uniform(0.05, 0.3) * 16_000), np.float32)
-            parts += [flite_words.speak(" ".join(some)).pcm, pause]
-        parts.append(np.zeros(19_200, np.float32))
+            parts += [flite_words.speak(" ".join(some)).pcm, silence(rng.uniform(0.05, 0.3))]
+        parts.append(silence(TAIL))
         pcm = noisy(parts, rng)
         heard = listen(rows, pcm)
         revised += heard.revised

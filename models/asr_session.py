@@ -24,7 +24,8 @@ _FRAME_NS = SECOND // 50
 _JITTER = SECOND // 16  # pts off by less are the clock's; by more, samples are missing
 _FILL = SECOND // 2  # a hole up to this is filled with silence; a longer one ends the turn
 _STEP = 320  # samples
-_PRE_ROLL = 40  # mel frames kept from before speech was noticed
+# mel frames kept from before speech was noticed: a causal Whisper's first block, heard at once
+_PRE_ROLL = 60
 
 
 @dataclass(frozen=True, slots=True)

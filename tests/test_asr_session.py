@@ -60,14 +60,14 @@ def kinds(events: list[AsrEvent], kind: str) -> list[AsrEvent]:
 
 def test_a_turn_ends_after_silence_and_holds_all_committed_words() -> None:
     session = AsrSession(rows(), endpoint_ms=500)
-    events = play(session, np.concatenate([quiet(0.5), loud(1.5), quiet(1.0), loud(1.0), quiet(1.0)]))
+    events = play(session, np.concatenate([quiet(0.8), loud(1.5), quiet(1.0), loud(1.0), quiet(1.0)]))
     ends = kinds(events, "endpoint")
     assert [e.turn for e in ends] == [0, 1]
     for end in ends:
         said = [e for e in kinds(events, "commit") if e.turn == end.turn]
         assert end.text == " ".join(e.text for e in said)
         assert all(a.end <= b.begin for a, b in zip(said, said[1:]))  # noqa: B905, RUF007
-    assert 0.1 * SECOND <= ends[0].begin <= ends[0].end <= 2.6 * SECOND
+    assert 0.1 * SECOND <= ends[0].begin <= ends[0].end <= 2.9 * SECOND
     assert session.finish() == []
 
 
@@ -102,7 +102,7 @@ def test_long_silence_runs_no_model_and_keeps_no_memory(seconds: int) -> None:
     for s in range(seconds):
         assert session.push(second, s * SECOND) == []
     assert session.stream is None
-    assert session._roll.shape[1] <= 40  # pyright: ignore[reportPrivateUsage]
+    assert session._roll.shape[1] <= 60  # pyright: ignore[reportPrivateUsage]
     events = play(session, np.concatenate([loud(1.5), quiet(1.0)]), seconds * SECOND)
     assert kinds(events, "endpoint")[0].begin >= (seconds - 1) * SECOND
 
