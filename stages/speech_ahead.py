@@ -29,7 +29,7 @@ class SpeechAhead:
     def __init__(
         self, engine: Engine, rate: Callable[[], float], stop: Stop, epoch: int, emit: Emit, name: str
     ) -> None:
-        self.epoch, self.stop = epoch, stop
+        self.epoch = epoch
         self._engine, self._rate, self._stop, self._emit, self._name = engine, rate, stop, emit, name
         self._clauses: asyncio.Queue[Clause | None] = asyncio.Queue(_CLAUSES)
         self._pieces: asyncio.Queue[tuple[Clause, Spoken, int, bool] | None] = asyncio.Queue(engine.ahead)

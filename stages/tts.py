@@ -69,7 +69,7 @@ class StreamTts(Stage):
         self._next_pts = 0  # end of the audio put last
         self._ahead: SpeechAhead | None = None  # the utterance being spoken
         self._remote: RemoteEngine | None = None
-        self._delta_at = 0  # when text came last
+        self._delta_at = self._delta_epoch = 0  # of the text that came last
         self._stalling: asyncio.Task[None] | None = None
         endpoint = self.options.endpoint
         self._embedded = await self._embed(required=endpoint is None)
@@ -115,7 +115,7 @@ class StreamTts(Stage):
         if frame.end:
             clauses.append((frame.utterance, self._cutter.finish()))
             self._utterance = None
-        self._delta_at = self.ctx.clock.now()
+        self._delta_at, self._delta_epoch = self.ctx.clock.now(), self.ctx.epoch
         if not frame.end and self.ctx.realtime and self.options.stall:
             self._watch(frame.pts, out)
         await self._say(clauses, frame.pts, out, drain=frame.end or not self.ctx.realtime)
@@ -149,9 +149,9 @@ class StreamTts(Stage):
 
     @property
     def busy(self) -> bool:
-        """A request in flight has its own time limits, and a voice of this machine its pool's."""
+        """A request in flight has its own time limits; a voice of this machine that makes no sound has failed."""
         ahead: SpeechAhead | None = getattr(self, "_ahead", None)
-        return ahead is not None and ahead.busy
+        return ahead is not None and ahead.busy and getattr(self, "_remote", None) is not None
 
     async def _say(self, clauses: list[tuple[int, str]], pts: int, out: Outputs, *, drain: bool) -> None:
         """Have these spoken. drain: wait until all has gone out."""
@@ -202,8 +202,8 @@ class StreamTts(Stage):
             # while it still speaks nobody waits: later, longer clauses sound better
             due = max(self._delta_at + self.options.stall, self._next_pts - _LEAD)
             ahead = self._ahead
-            if ahead is not None and (ahead.over or ahead.epoch != self.ctx.epoch):
-                return
+            if self._delta_epoch != self.ctx.epoch or (ahead is not None and ahead.over):
+                return  # its flush is on its way, or whoever writes next learns what failed
             if clock.now() < due or (ahead is not None and ahead.busy):
                 await clock.sleep(max(due - clock.now(), _LOOK))
                 continue

@@ -247,6 +247,24 @@ def test_a_flush_while_the_writer_stalls_forgets_what_was_not_said() -> None:
     asyncio.run(main())
 
 
+def test_words_of_a_reply_that_was_interrupted_are_not_spoken_in_the_next() -> None:
+    """The epoch moves before the flush is told."""
+
+    async def main() -> None:
+        voice()
+        clock, out = StoppedClock(), Collected()
+        stage = StreamTts()
+        stage.ctx = ctx = FakeContext(clock)
+        await stage.setup()
+        await feed(stage, "text", TokenFrame(pts=0, text="I think ", utterance=1, end=False), out)
+        ctx.epoch = out.epoch = 1
+        await clock.move(SECOND)
+        assert not out.frames
+        await stage.close()
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_a_session_gives_small_chunks_that_say_the_text(name: str) -> None:
     text = "Hello 🎉 there. I see a picture, mostly blue, and so on"
