@@ -32,6 +32,8 @@ from report import line, percentile
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from diffusion_sessions import Session
 
+# StreamDiffusion on one RTX 4090, SD-Turbo 512², ms a picture by steps (its paper, table 1)
+PUBLISHED_TURBO = {1: 10.65, 2: 16.74, 4: 26.93}
 # StreamDiffusionV2 on one H100: fps at 1, 2 and 4 steps
 PUBLISHED = {(480, 832): (20.5, 18.0, 14.0), (512, 512): (26.2, 24.0, 19.4)}
 
@@ -142,7 +144,7 @@ def picture(height: int, width: int) -> Picture:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
 
 
-def run_turbo(where: Where) -> None:
+def run_turbo(where: Where) -> dict[str, Any]:
     """A stream's pictures a second at 1 and 4 steps, by rows; the first picture cold and warm."""
     side = 64 if where.tiny else 512
     start = time.perf_counter()
@@ -157,14 +159,19 @@ def run_turbo(where: Where) -> None:
         model.commit(state, rows, model.forward(rows))
         return (time.perf_counter() - began) * 1e3
 
+    summary: dict[str, Any] = {}
     cold = first()
+    start = time.perf_counter()
+    model.warm((side, side), Settings("a", strength=0.6, steps=1), 2 if where.tiny else 16)
     line(
         figure="first_frame",
         model="sd-turbo",
         side=side,
         built_s=round(built, 1),
         cold_ms=round(cold, 1),
+        prepare_s=round(time.perf_counter() - start, 1),
         warm_ms=round(first(), 1),
+        published_first_frame_s="< 0.5 (StreamDiffusionV2)",
         **where.words,
     )
     for steps in (1, 4):
@@ -182,6 +189,8 @@ def run_turbo(where: Where) -> None:
                     model.commit(state, plan, mine)
 
             ms = where.ms(tick, warm=steps + 3)
+            if rows == steps:
+                summary[f"sd_turbo_{steps}_steps_fps"] = round(1e3 / ms, 1)
             line(
                 figure="sd_turbo",
                 side=side,
@@ -191,11 +200,13 @@ def run_turbo(where: Where) -> None:
                 ms=round(ms, 2),
                 fps_each=round(1e3 / ms, 1),
                 fps_all=round(len(states) * 1e3 / ms, 1),
+                published_4090_ms=PUBLISHED_TURBO.get(steps) if rows == steps else None,
                 **where.words,
             )
     for still in (True, False):
         energy(where, model, side, still)
-    sessions_at(where, model, "sd-turbo", side, fps=16, steps=1)
+    most = sessions_at(where, model, "sd-turbo", (side, side), fps=16, steps=1)
+    return summary | {"sd_turbo_sessions_16fps": most}
 
 
 def energy(where: Where, model: StreamBatch, side: int, still: bool) -> None:
@@ -207,7 +218,7 @@ def energy(where: Where, model: StreamBatch, side: int, still: bool) -> None:
         return moving[t % 4] if t % 64 < 16 else moving[0]
 
     with Watts().during() as watts:
-        sessions = play(where, model, side, 1, 30, 1, seconds, shown, skip_still=still)
+        sessions = play(where, model, (side, side), 1, 30, 1, seconds, shown, skip_still=still)
     sent = sum(s.sent for s in sessions)
     line(
         figure="joules_per_frame",
@@ -223,7 +234,7 @@ def energy(where: Where, model: StreamBatch, side: int, still: bool) -> None:
 def play(
     where: Where,
     model: Any,
-    side: int,
+    size: tuple[int, int],
     sessions: int,
     fps: int,
     steps: int,
@@ -232,7 +243,8 @@ def play(
     *,
     skip_still: bool = False,
 ) -> list[Session]:
-    """Sessions of the real stage on the real pool."""
+    """Sessions of the real stage on the real pool; size: the camera's (height, width)."""
+    height, width = size
 
     async def main() -> list[Session]:
         clock = MonotonicClock()
@@ -245,12 +257,14 @@ def play(
             for i, session in enumerate(all_of):
                 group.create_task(
                     session.run(
-                        DiffusionOptions(side=side),
+                        DiffusionOptions(
+                            side=max(64, round((height * width) ** 0.5)), prepare=(f"{width}x{height}",)
+                        ),
                         params,
                         shown,
-                        frames=round(seconds * fps),
+                        frames=1 + 4 * round(seconds * fps / 4),  # whole chunks, of models that have them
                         fps=fps,
-                        budget=250 * MS,
+                        budget=250 * MS + (model.chunk(1) - 1) * SECOND // fps,
                         phase=i * SECOND // fps // sessions,
                         ready=ready,
                     )
@@ -262,32 +276,27 @@ def play(
         return asyncio.run(main())
 
 
-def sessions_at(where: Where, model: Any, name: str, side: int, *, fps: int, steps: int) -> None:
+def sessions_at(where: Where, model: Any, name: str, size: tuple[int, int], *, fps: int, steps: int) -> int:
     """The most sessions of `fps` of which 98 % of the pictures are drawn in time at full quality."""
-    best: dict[str, Any] | None = None
-    frame = picture(side, side)
+    best: dict[str, Any] = {"sessions": 0}
+    frame = picture(*size)
     for sessions in (1, 2, 4, 6, 8, 12, 16, 24, 32):
-        tried = play(where, model, side, sessions, fps, steps, 2 if where.tiny else 8, lambda _: frame)
+        tried = play(where, model, size, sessions, fps, steps, 2 if where.tiny else 8, lambda _: frame)
         sent, shown = sum(s.sent for s in tried), sum(len(s.shown) for s in tried)
         ages = [age for s in tried for age in s.ages_ms[fps:]]
         if not ages or shown < 0.98 * sent:
+            best["next"] = {"sessions": sessions, "shown": round(shown / sent, 3)}
             break
         p50, p99 = (round(percentile(ages, q), 1) for q in (0.5, 0.99))
         best = {"sessions": sessions, "p50_ms": p50, "p99_ms": p99, "shown": round(shown / sent, 3)}
         if where.tiny and sessions >= 2:
             break
-    line(
-        figure="sessions_per_gpu",
-        model=name,
-        side=side,
-        fps=fps,
-        steps=steps,
-        **(best or {"sessions": 0}),
-        **where.words,
-    )
+    shape = f"{size[1]}x{size[0]}"
+    line(figure="sessions_per_gpu", model=name, size=shape, fps=fps, steps=steps, **best, **where.words)
+    return best["sessions"]
 
 
-def run_wan(where: Where) -> None:
+def run_wan(where: Where) -> dict[str, Any]:
     """Wan 2.1 1.3B: pictures a second, of the transformer and the autoencoder apart and together; the small decoder."""
     from diffusers import AutoencoderKLWan
     from penstock.models.causal_wan import WAN_1_3B, CausalWan, Window
@@ -308,6 +317,7 @@ def run_wan(where: Where) -> None:
         vae = AutoencoderKLWan(**(few if where.tiny else {})).to(where.dtype).eval()
         tiny = TinyDecoder(16, (16, 8, 8, 8) if where.tiny else (256, 128, 64, 64)).to(where.dtype).eval()
         words = torch.randn(1, 512, 16 if where.tiny else 4096, dtype=where.dtype)
+    summary: dict[str, Any] = {}
     transformer.window = Window(capacity=6, sink=1, block=1)
     for (height, width), theirs in PUBLISHED.items():
         if where.tiny:
@@ -329,6 +339,9 @@ def run_wan(where: Where) -> None:
                 where.wait()
                 first = (time.perf_counter() - start) * 1e3
                 ms = where.ms(tick, warm=8)  # the caches are full: all rows alike
+                summary[f"wan_{width}x{height}_{steps}_steps_fps"] = round(
+                    4e3 / ms, 1
+                )  # of the small decoder
                 line(
                     figure="wan_1_3b",
                     size=f"{width}x{height}",
@@ -341,19 +354,18 @@ def run_wan(where: Where) -> None:
                     cache_mb_per_step=round(state.caches[0].nbytes / 1e6, 1),
                     **where.words,
                 )
-        sessions_at(where, model, "wan-1.3b", max(64, min(height, width)), fps=16, steps=2)
+        most = sessions_at(where, model, "wan-1.3b", (height, width), fps=16, steps=2)
+        summary[f"wan_{width}x{height}_sessions_16fps"] = most
+    return summary
 
 
-def run(full: bool, tiny: bool) -> None:
-    """All of it, or a line in words when there is no GPU."""
+def run(full: bool, tiny: bool) -> dict[str, Any]:
+    """All of it, or why not. Returns: the summary."""
     there = torch.cuda.is_available()
     if not there and not tiny:
-        line(
-            figure="gpu", value=None, reason="no CUDA device here; --tiny tries the code in small on the CPU"
-        )
-        return
+        return {"gpu": None, "reason": "no CUDA device here; --tiny tries the code in small on the CPU"}
     where = Where("cuda" if there else "cpu", tiny, 2 if tiny else 50 if full else 15)
-    line(figure="gpu", device=torch.cuda.get_device_name() if there else "none", **where.words)
+    device = torch.cuda.get_device_name() if there else "none"
+    line(figure="gpu", device=device, **where.words)
     with torch.inference_mode():
-        run_turbo(where)
-        run_wan(where)
+        return {"gpu": device, **where.words, **run_turbo(where), **run_wan(where)}

@@ -77,9 +77,11 @@ class StreamModel(Protocol[S, Flying, R]):
 
     name: str
     multiple: int  # sizes are multiples of it
-    captures: (
-        bool  # whether the first forwards of a size take seconds or minutes: `warm` runs them beforehand
-    )
+
+    @property
+    def captures(self) -> bool:
+        """Whether the first forwards of a size take seconds or minutes: `warm` runs them beforehand."""
+        ...
 
     def init_state(self, size: tuple[int, int], settings: Settings) -> S:
         """A stream's state at (height, width) of the model."""

@@ -130,7 +130,8 @@ class DiffusionStream(Stage):
             return
         self._asked = wish
         try:
-            self.ctx.pool().admit(Demand(self._name, rate_hz=wish[0], forwards=wish[1]))
+            entries = wish[0] / self._rows.model.chunk(1)  # a second: a row is a whole chunk
+            self.ctx.pool().admit(Demand(self._name, rate_hz=entries, forwards=wish[1]))
         except StageError as e:  # with a ladder of its own that does not end in passthrough
             self.ctx.emit("diffusion.overloaded", why=str(e))
 
