@@ -8,7 +8,9 @@ b90: kb/s at which 90 % of a small display can still be read (`bitrate_methods.p
 seeds; ratios are uniform at 10 pictures a second ÷ the way named, on the same scenes. `oracle` regions are the display's
 true place; `tap` and `rules` are found by the system itself.
 allocator: twelve sessions share an uplink, in simulation (`bitrate_allocator.py`).
-link: edge clients of this project against a server, through an impaired link (`bitrate_link.py`).
+link, shared: edge clients of this project, one through an impaired link, four through one that they share. Exact, in virtual time
+(`bitrate_virtual.py`: all of it real but sockets), or with --real-time against a server over sockets (`bitrate_link.py`).
+loss: the age of the newest picture that is shown, at 2 and 10 pictures a second (`transport_link.py`).
 Prints JSON lines, the summary last.
 """
 
@@ -150,24 +152,31 @@ def allocator(summary: dict[str, Any], full: bool) -> None:
 IMPAIRED = {way: {"rate": "300k", "loss": "2%", "delay": "30ms"} for way in ("up", "down")}
 
 
-def link(summary: dict[str, Any], full: bool) -> None:
+def link(summary: dict[str, Any], full: bool, real: bool) -> None:
     """300 kb/s, 2 % loss, 60 ms there and back."""
     import bitrate_link as live
 
     variants = {"ours": (True, True), "regions": (True, False), "plain": (False, False)}  # regions, stills
     for name, (regions, stills) in variants.items():
         clients = []
-        for scene in SCENES if full else ("desk",):
+        for scene in SCENES if full else ("desk", "street"):
             one = [live.client(name, scene, 0, ours=regions, fetch=stills)]
-            asyncio.run(live.run(one, IMPAIRED, 45 if full else 20, plain=not regions, seed=len(clients)))
+            _connect(real, one, IMPAIRED, 45 if full else 24, plain=not regions, seed=len(clients))
             clients += one
         found = live.figures(clients)
-        line(measured="link", variant=name, load=round(os.getloadavg()[0], 1), **found)
-        for key in ("accuracy", "answer_s_p50", "answer_s_p95", "picture_age_s_p95"):
+        line(measured="link", variant=name, real_time=real, load=round(os.getloadavg()[0], 1), **found)
+        for key in (
+            "questions",
+            "accuracy",
+            "pictures_accuracy",
+            "answer_s_p50",
+            "answer_s_p95",
+            "picture_age_s_p95",
+        ):
             summary[f"link_{name}_{key}"] = found[key]
 
 
-def shared(summary: dict[str, Any], full: bool) -> None:
+def shared(summary: dict[str, Any], full: bool, real: bool) -> None:
     """Four cameras share an uplink of 320 kb/s: by worth, or evenly."""
     import bitrate_link as live
 
@@ -179,13 +188,46 @@ def shared(summary: dict[str, Any], full: bool) -> None:
     ]
     for name, equal in (("worth", False), ("equal", True)):
         clients = live.fresh(base)
-        asyncio.run(
-            live.run(clients, network, 40 if full else 20, plain=False, uplink_bps=capacity, equal=equal)
-        )
-        found = live.figures(clients)
-        line(measured="shared", variant=name, load=round(os.getloadavg()[0], 1), **found)
-        for key in ("accuracy", "pictures_accuracy", "picture_age_s_p95", "fairness"):
+        _connect(real, clients, network, 60 if full else 30, uplink_bps=capacity, equal=equal)
+        found = live.figures(clients) | {"settled_accuracy": live.settled(clients)}
+        line(measured="shared", variant=name, real_time=real, load=round(os.getloadavg()[0], 1), **found)
+        for key in (
+            "accuracy",
+            "pictures_accuracy",
+            "settled_accuracy",
+            "answer_s_p50",
+            "picture_age_s_p95",
+            "fairness",
+        ):
             summary[f"shared_{name}_{key}"] = found[key]
+
+
+def _connect(real: bool, clients: list[Any], network: dict[str, Any], seconds: float, **how: Any) -> None:
+    """In real time over sockets, or exactly, in virtual time."""
+    if real:
+        import bitrate_link
+
+        asyncio.run(bitrate_link.run(clients, network, seconds, **how))
+    else:
+        import bitrate_virtual
+
+        bitrate_virtual.run(clients, network, seconds, **how)
+
+
+def loss(summary: dict[str, Any], full: bool) -> None:
+    """How old is the newest picture that is shown, in virtual time; 60 ms there and back, no limit of rate."""
+    import transport_link
+
+    for fps in (2.0, 10.0):
+        for percent in (0, 5, 20):
+            network = {way: {"loss": f"{percent}%", "delay": "30ms"} for way in ("up", "down")}
+            for name, ours in (("ours", True), ("aiortc", False)):
+                found = transport_link.measure(ours, network, 60 if full else 30, "VP8", fps)
+                line(measured="loss", whose=name, fps=fps, loss_pct=percent, **found)
+                key = f"loss_{name}_{fps:g}fps_{percent}pct"
+                # when it is shown; between two of them it grows by their distance, so at any moment it is older
+                summary[f"{key}_age_s_p95"] = round(found["ms_p95"] / 1000, 2) if found["ms_p95"] else None
+                summary[f"{key}_age_at_any_moment_s_p95"] = round(found["age_ms_p95"] / 1000, 2)
 
 
 def parts() -> dict[str, Callable[[dict[str, Any], argparse.Namespace], None]]:
@@ -196,8 +238,9 @@ def parts() -> dict[str, Callable[[dict[str, Any], argparse.Namespace], None]]:
     return {
         "b90": run_b90,
         "allocator": lambda summary, chosen: allocator(summary, full=chosen.full),
-        "link": lambda summary, chosen: link(summary, full=chosen.full),
-        "shared": lambda summary, chosen: shared(summary, full=chosen.full),
+        "link": lambda summary, chosen: link(summary, full=chosen.full, real=chosen.real_time),
+        "shared": lambda summary, chosen: shared(summary, full=chosen.full, real=chosen.real_time),
+        "loss": lambda summary, chosen: loss(summary, full=chosen.full),
     }
 
 
@@ -206,6 +249,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--full", action="store_true", help="three scenes and two seeds")
+    parser.add_argument(
+        "--real-time", action="store_true", help="link and shared over sockets, on a quiet machine"
+    )
     parser.add_argument("--only", default="", help="parts, comma-separated")
     parser.add_argument("--scenes", default="", help=f"of {', '.join(SCENES)}")
     parser.add_argument("--seeds", default="")

@@ -106,7 +106,7 @@ class Eye(Stage):
         client, now = self.client, self.ctx.clock.now()
         if port == "still":
             at = self.expected + round((frame.pts - (client.asked or frame.pts)) * FPS / SECOND)
-            score = await self.ctx.pool().call(_score_still, frame, self.fetched, client.shots, at)
+            score = await self.ctx.pool().call(score_still, frame, self.fetched, client.shots, at)
             self.answer(score, "still", now)
             return
         score, shot = await self.ctx.pool().call(_score, frame, client)
@@ -149,7 +149,7 @@ def _score(frame: VideoFrame, client: Client) -> tuple[float, Shot]:
     return accuracy(gray, shot), shot
 
 
-def _score_still(frame: VideoFrame, box: Box, shots: list[Shot], at: int) -> float:
+def score_still(frame: VideoFrame, box: Box, shots: list[Shot], at: int) -> float:
     """The still lies where its box is. at: the picture that was in front of the camera by its time, give or take one."""
     gray = luma(frame.image)
     x, y = int(max(0.0, box[0]) * W) & ~1, int(max(0.0, box[1]) * H) & ~1
@@ -179,7 +179,7 @@ async def run(
     network: dict[str, Any],
     seconds: float,
     *,
-    plain: bool,
+    plain: bool = False,
     uplink_bps: int = 0,
     equal: bool = False,
     seed: int = 0,
@@ -250,6 +250,11 @@ def figures(clients: list[Client]) -> dict[str, Any]:
         "pictures_accuracy": round(float(np.mean([s for c in clients for s in c.scores])), 3),
         "fairness": round(min(means) / float(np.mean(means)), 2) if means and np.mean(means) else None,
     }
+
+
+def settled(clients: list[Client]) -> float:
+    """Mean accuracy of the pictures in the last two thirds: what holds once the link is shared out."""
+    return round(float(np.mean([s for c in clients for s in c.scores[len(c.scores) // 3 :]])), 3)
 
 
 def fresh(clients: list[Client]) -> list[Client]:

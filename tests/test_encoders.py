@@ -58,6 +58,19 @@ def test_x264_follows_the_rate_without_keyframes():
     assert encoder.opened == 1
 
 
+def test_a_picture_encoded_again_at_once_takes_no_rate_from_those_after():
+    """A keyframe on request is of the last picture, one tick after it: that is no rate of 90,000 pictures a second."""
+    encoder, scaler = H264Encoder(200_000, fps=2), PictureScaler()
+    sizes: list[int] = []
+    for k in range(20):
+        pts = k * VIDEO_HZ // 2
+        sizes.append(len(encoder.encode(scaler(moving(k), *SIZE, pts), False, k * SECOND // 2)[0]))
+        if k == 6:
+            encoder.encode(scaler(moving(k), *SIZE, pts + 1), True, k * SECOND // 2)
+    after = sum(sizes[10:]) * 8 * 2 / 10
+    assert after == pytest.approx(200_000, rel=0.4)
+
+
 def test_x264_uses_the_whole_rate_at_few_pictures_a_second():
     encoder = H264Encoder(300_000)
     encoded = run(encoder, 100, fps=10)

@@ -26,6 +26,8 @@ from penstock.transport.focus import Focus
 from penstock.transport.importance import CELLS, Source, grid_of
 from penstock.transport.rt_messages import Caps, Imp, Look, NoStill, Rate, Roi, Still, parse
 from penstock.transport.stills import PictureRing, decode_still
+from penstock.transport.uplink import PAYLOAD_SHARE
+from penstock.transport.worth import path_of
 
 WATCH = """
 penstock: 1
@@ -355,7 +357,7 @@ def test_the_camera_is_thinned_to_what_is_looked_at() -> None:
                 sender.out.take()
                 shown += 1
         assert 6 <= shown <= 7
-        assert sender.out.limit_bps == 300_000
+        assert sender.out.limit_bps == 300_000 * PAYLOAD_SHARE  # headers and repeats are of the grant
         sender.receive(Rate(2, 0, 30.0).pack())
         assert sender.out.limit_bps == 500_000  # its own limit stays
         sender.close()
@@ -446,3 +448,10 @@ def test_one_that_watches_or_whose_path_is_the_limit_is_not_held_back() -> None:
         focus.close()
 
     on_loop(main)
+
+
+def test_an_estimate_is_not_taken_at_its_word_by_one_that_uses_little_of_it() -> None:
+    assert path_of(Caps(path_kbps=100, sent_kbps=90)) == pytest.approx(111, abs=1)
+    assert path_of(Caps(path_kbps=100, sent_kbps=60)) == pytest.approx(167, abs=1)
+    assert path_of(Caps(path_kbps=100, sent_kbps=0)) == 200
+    assert path_of(Caps()) == math.inf

@@ -91,6 +91,17 @@ def test_what_was_made_for_a_higher_rate_is_shed_as_a_whole():
     assert pacer.delay(0) < 300 * MS
 
 
+def test_with_patience_a_picture_may_take_longer():
+    pacer: Pacer[int] = Pacer(200_000)
+    for k in range(40):
+        pacer.push("video", k, SIZE, 0)
+    assert MAX_WAIT < pacer.delay(0) < 2 * MAX_WAIT
+    pacer.patience = 2.0
+    assert pacer.shed(0) == 0
+    pacer.patience = 1.0
+    assert pacer.shed(0) == 40
+
+
 @settings(max_examples=50, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 50), st.integers(1, 1500)), max_size=100),

@@ -15,14 +15,17 @@ import numpy as np
 import pytest
 from aiortc import RTCPeerConnection, RTCRtpSender, RTCSessionDescription
 from aiortc.codecs import CODECS, get_encoder
-from aiortc.rtp import RtcpPacket, RtcpPsfbPacket, RtcpRtpfbPacket, RtpPacket
+from aiortc.rtp import HeaderExtensionsMap, RtcpPacket, RtcpPsfbPacket, RtcpRtpfbPacket, RtpPacket
 from client import Client, Colour, Tone, serving, until, within
+from penstock.pipeline.clock import SECOND, LoopClock
 from penstock.pipeline.frame import VideoFrame
 from penstock.transport import _compat
 from penstock.transport._compat import FeedbackPacket
+from penstock.transport.bandwidth import Bandwidth
 from penstock.transport.feedback import TRANSPORT_CC
+from penstock.transport.pacer import SLOW
 from penstock.transport.sender import KEYFRAME_APART, PacedSender
-from penstock.transport.uplink import Uplink
+from penstock.transport.uplink import AUDIO_SHARE_BPS, LEAST_VIDEO_BPS, PAYLOAD_SHARE, Uplink
 from penstock.transport.video_out import VideoOut
 
 
@@ -154,5 +157,62 @@ def test_a_still_picture_is_sent_again_for_who_asks():
         await until(lambda: sender.keyframes == 2)
         await near.close()
         await far.close()
+
+    asyncio.run(main())
+
+
+def test_a_grant_slows_the_pacer_and_what_waits_leaves_at_the_rate_it_was_made_for():
+    async def main() -> None:
+        wire = Wire()  # held weakly
+        uplink = Uplink(wire)
+        assert uplink.pacer.target_bps == uplink.bandwidth.target_bps
+        uplink.grant(100_000)
+        assert uplink.pacer.target_bps == 100_000
+        assert uplink.pacer.rate_bps == SLOW * 100_000  # several share the link
+        packets = [RtpPacket(payload_type=97, sequence_number=n, payload=bytes(1000)) for n in range(20)]
+        await uplink.queue("video", packets, HeaderExtensionsMap())
+        assert uplink.pacer.waiting
+        uplink.grant(40_000)
+        assert uplink.pacer.target_bps == 100_000  # not shed, and not dropped for its age
+        uplink.pacer.clear()
+        uplink.grant(40_000)
+        assert uplink.pacer.target_bps == 40_000
+        uplink.grant(0)
+        assert uplink.pacer.target_bps == uplink.bandwidth.target_bps
+        assert uplink.pacer.patience == 1
+        uplink.close()
+
+    asyncio.run(main())
+
+
+def test_sound_comes_before_pictures_on_a_narrow_path():
+    async def main() -> None:
+        wire = Wire()
+        uplink = Uplink(wire)
+        uplink.has_audio = True
+        uplink.bandwidth = Bandwidth(50_000)
+        assert uplink.video_bps <= 50_000 - AUDIO_SHARE_BPS + LEAST_VIDEO_BPS
+        uplink.bandwidth = Bandwidth(400_000)
+        assert uplink.video_bps == round((400_000 - AUDIO_SHARE_BPS) * PAYLOAD_SHARE)
+        uplink.close()
+
+    asyncio.run(main())
+
+
+def test_who_asks_for_a_keyframe_that_is_on_its_way_gets_no_other():
+    async def main() -> None:
+        wire: Any = Wire()
+        wire.state = "connected"
+        sender: Any = PacedSender(VideoOut(), wire)
+        pli = RtcpPsfbPacket(fmt=1, ssrc=1, media_ssrc=sender._ssrc)
+        sender._clock = LoopClock(asyncio.get_running_loop())
+        sender._wants_keyframe = False
+        sender._keyframe_lands = sender._clock.now() + SECOND
+        await sender._handle_rtcp_packet(pli)
+        assert not sender._wants_keyframe
+        sender._keyframe_lands = sender._clock.now()
+        await sender._handle_rtcp_packet(pli)
+        assert sender._wants_keyframe
+        sender.uplink.close()
 
     asyncio.run(main())

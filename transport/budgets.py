@@ -23,6 +23,11 @@ LEAST_PICTURES_KBPS = 20.0
 class Sender(Protocol):
     """A session's `Focus`."""
 
+    @property
+    def is_new(self) -> bool:
+        """It may yet say that it can be told its rate."""
+        ...
+
     def streams(self, now: int) -> Sequence[Stream]: ...
     def grants(self, granted: Mapping[str, Grant]) -> None: ...
 
@@ -39,9 +44,13 @@ class UplinkBudget:
     def step(self, now: int) -> None:
         members = list(self.members())
         told = [(m, streams) for m in members if (streams := m.streams(now))]
-        self.unsteered = len(members) - len(told)
+        steered = [m for m, _ in told]
+        self.unsteered = sum(not m.is_new for m in members if m not in steered)
         capacity = self.capacity_bps / 1000 if self.capacity_bps else math.inf
-        capacity -= self.unsteered * (UNSTEERED_KBPS + AUDIO_KBPS)
+        if self.unsteered:  # never more than their even share: the others would get nothing
+            capacity -= min(
+                self.unsteered * (UNSTEERED_KBPS + AUDIO_KBPS), capacity * self.unsteered / len(members)
+            )
         self.granted = allocate([s for _, streams in told for s in streams], max(0.0, capacity))
         for member, streams in told:
             member.grants({s.key: self.granted[s.key] for s in streams})

@@ -111,6 +111,8 @@ class EdgeSession:
         self.channel.on("close", self._closed)
         self.rt: Any = self.pc.createDataChannel(RT_CHANNEL, ordered=False, maxRetransmits=0)
         self.rt.on("message", self.sender.receive)
+        self.rt.on("open", self._tell)  # at once: the first RATE waits for it, and the first picture for that
+        self.sender.on_rate = lambda rate: uplink.grant(rate.kbps * 1000)
 
     async def open(self, http: aiohttp.ClientSession) -> None:
         """Raises: Refused; StageError and TimeoutError where trying again may help."""
@@ -162,14 +164,17 @@ class EdgeSession:
                     self.why = "the server went silent"
                     self.lost.set()
                     break
-            if self.rt.readyState == "open":
-                self.rt.send(self.sender.caps(self._path_kbps()).pack())
+            self._tell()
             try:
                 async with asyncio.timeout(CAPS_EVERY / SECOND):
                     await self.lost.wait()
             except TimeoutError:
                 continue
         return self.why
+
+    def _tell(self) -> None:
+        if self.rt.readyState == "open":
+            self.rt.send(self.sender.caps(self._path_kbps()).pack())
 
     async def close(self, http: aiohttp.ClientSession | None = None) -> None:
         """Bounded; also tells the server, but when the connection was lost: the session may go on."""

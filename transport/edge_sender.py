@@ -20,6 +20,7 @@ from .picture_rate import FrameGate
 from .roi_encoder import RoiEncoder
 from .rt_messages import Caps, Fetch, Imp, NoStill, Rate, Roi, Still, parse, parse_fetch
 from .stills import RING, PictureRing, answer
+from .uplink import PAYLOAD_SHARE
 from .video_out import VideoOut
 
 log = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ class EdgeOut(VideoOut):
 
     def follow(self, rate: Rate) -> None:
         self.fps = min(self.most_fps, rate.fps)
-        wanted = rate.kbps * 1000
+        wanted = round(rate.kbps * 1000 * PAYLOAD_SHARE)  # what it was granted holds headers and repeats too
         self.limit_bps = min(filter(None, (wanted, self.most_bps)), default=0)
         self.keyframe_gap = rate.kf_gap_ms * MS
         if self.encoder is not None:
@@ -79,6 +80,7 @@ class EdgeSender:
         self.map: ImportanceMap | None = None
         self.rate: Rate | None = None
         self.ring = PictureRing()
+        self.on_rate: Callable[[Rate], None] = lambda rate: None
         self.errors = 0
         self.stills = 0
         self.still_bytes = 0
@@ -143,6 +145,7 @@ class EdgeSender:
         elif isinstance(message, Rate) and (self.rate is None or _newer(message.seq, self.rate.seq)):
             self.rate = message
             self.out.follow(message)
+            self.on_rate(message)
 
     def _imp(self, imp: Imp, now: int) -> None:
         if self.map is not None and not _newer(imp.seq, self.map.seq):

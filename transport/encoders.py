@@ -80,15 +80,22 @@ def encode_scaled(
 
 
 class _FpsMeter:
-    """The real rate of the pictures, smoothed."""
+    """The real rate of the pictures: by their mean distance, smoothed.
+
+    Not by the mean of rates: a picture that is encoded again for a keyframe comes a moment after itself, and is then
+    worth thousands a second."""
 
     def __init__(self, fps: float = FIRST_FPS) -> None:
-        self.fps = fps
+        self._period = VIDEO_HZ / fps
         self._last: int | None = None
+
+    @property
+    def fps(self) -> float:
+        return VIDEO_HZ / self._period
 
     def picture(self, pts: int) -> None:
         if self._last is not None and 0 < pts - self._last < LONGEST * VIDEO_HZ:
-            self.fps += 0.05 * (VIDEO_HZ / (pts - self._last) - self.fps)
+            self._period += 0.05 * (pts - self._last - self._period)
         self._last = pts
 
 

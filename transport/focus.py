@@ -33,6 +33,8 @@ TICK = SECOND // 4
 IMP_APART = SECOND  # between two maps, but for one that the user drew
 REFRESH = 0.6  # of a map's time to live, then it is sent again: the channel may lose it
 RATE_EVERY = 2 * SECOND
+INTRODUCED = 3 * SECOND  # in which a client tells its CAPS, connecting included
+FIRST_RATE = SECOND // 2  # that CAPS may take before it
 MAX_MESSAGES = 30  # a second, that are read
 MAX_PENDING = 8  # FETCHes under way
 FETCH_DEADLINE_MS = 1500
@@ -82,6 +84,7 @@ class Focus:
         self.figures = FocusFigures()
         self.caps: Caps | None = None
         self.worth = Worth(name, plan)
+        self.joined: Callable[[], None] = lambda: None  # another stream is to be granted bits
         self.stills = Mailbox(4)
         self._plan = plan
         self._send = send
@@ -93,6 +96,8 @@ class Focus:
         self._received: deque[int] = deque(maxlen=MAX_MESSAGES)
         self._map: ImportanceMap | None = None  # as it was last sent
         self._imp_at = self._rate_at = -(1 << 62)
+        self._opened_at = 0
+        self._born = clock.now()
         self._imp_seq = self._rate_seq = self._fetch_id = 0
         self._rate: tuple[int, float, int] | None = None  # as it was last told
         self._pending: dict[int, asyncio.Future[Still]] = {}
@@ -115,6 +120,13 @@ class Focus:
         except ValueError as e:
             log.warning("%s: an event was not understood: %s", self.name, e)
         return True
+
+    @property
+    def is_new(self) -> bool:
+        """Its client may yet say that it can be told its rate."""
+        # one that has opened the channel speaks; its first CAPS may have been lost
+        waits = self._channel is not None or self.clock.now() - self._born < INTRODUCED
+        return self.caps is None and waits
 
     def streams(self, now: int) -> list[Stream]:
         """What it asks of the budget, a stream for each track; none when its client cannot be told."""
@@ -182,6 +194,7 @@ class Focus:
     def opened(self, channel: Channel) -> None:
         """Its `penstock-rt` is open."""
         self._channel = channel
+        self._opened_at = self.clock.now()
         self._map = self._rate = None
         channel.on("message", self.receive)
         channel.on("close", lambda: self._gone(channel))
@@ -212,8 +225,12 @@ class Focus:
     def _act(self, message: object, now: int) -> None:
         match message:
             case Caps():
+                new = self.caps is None or self.caps.cropping != message.cropping
                 self.caps = message
                 self._offset.add(now - message.now_ms * MS, now)
+                if new:
+                    self.joined()  # the first RATE is to hold its share already
+                    self._wake.set()
             case Look(box=box, ttl_ms=ttl_ms):
                 self.attention.look(box, ttl_ms * MS, now)
                 self._wake.set()
@@ -284,6 +301,8 @@ class Focus:
         cropping = self.caps is not None and self.caps.cropping
         kbps, context = self.worth.kbps, self.worth.context_kbps if cropping else 0
         wanted = kbps, self.fps, context
+        if self._rate is None and self.caps is None and now - self._opened_at < FIRST_RATE:
+            return None  # a sender that waits for it is to learn its share at once
         if wanted == self._rate and now - self._rate_at < RATE_EVERY:
             return None
         self._rate, self._rate_at = wanted, now

@@ -30,6 +30,7 @@ class Pacer(Generic[P]):
     def __init__(self, target_bps: int) -> None:
         self.target_bps = target_bps
         self.congested = False
+        self.patience = 1.0  # times MAX_AGE and MAX_WAIT
         self.draining = False
         self.dropped = 0
         self.waiting = 0  # bytes
@@ -63,7 +64,7 @@ class Pacer(Generic[P]):
         for lane in LANES:
             queue = self._lanes[lane]
             while queue and self._level < self._depth:
-                if now - queue[0][0] > MAX_AGE:
+                if now - queue[0][0] > MAX_AGE * self.patience:
                     self._drop(lane)
                     continue
                 _, size, packet = queue.popleft()
@@ -87,7 +88,7 @@ class Pacer(Generic[P]):
 
     def shed(self, now: int, most: int = MAX_WAIT) -> int:
         """Give up all that waits when it would wait longer than that: it was made for another rate. Returns how many."""
-        if self.delay(now) <= most:
+        if self.delay(now) <= most * self.patience:
             return 0
         shed = sum(map(len, self._lanes.values()))
         self.dropped += shed

@@ -73,6 +73,7 @@ class PacedSender(RTCRtpSender):
         self._hurries = False  # is the next one made for a path that is full?
         self._keyframe_at = -SECOND
         self._next_keyframe = 0  # ns, before which none is made for a request
+        self._keyframe_lands = 0  # ns, when the last one can have come
         self._tail: asyncio.Task[None] | None = None
         self._packets = 0
         self._octets = 0
@@ -171,12 +172,13 @@ class PacedSender(RTCRtpSender):
             if is_keyframe:
                 self._keyframe_at = now
                 on_its_way = len(data) * 8 * SECOND // bps + round((uplink.rtt_ms or 0) * MS)
+                self._keyframe_lands = now + on_its_way
                 self._next_keyframe = now + max(KEYFRAME_APART, on_its_way)
             if not data:
                 continue
             captured = frame.pts if track.stamps_capture else None
             number = await self._send_picture(packer, codec, data, is_keyframe, timestamp, captured)
-            if track.fps <= TAIL_FPS:
+            if track.fps <= TAIL_FPS and now < uplink.lossy_until:
                 loop.call_later(TAIL_AFTER / SECOND, self._repeat_tail, number)
 
     async def _send_shared_video(self, track: SharedVideo, codec: RTCRtpCodecParameters) -> None:
@@ -266,7 +268,9 @@ class PacedSender(RTCRtpSender):
         elif isinstance(packet, RtcpRtpfbPacket) and packet.fmt == RTCP_RTPFB_NACK:
             await self._repeat(packet.lost)
         elif isinstance(packet, RtcpPsfbPacket) and packet.fmt in (RTCP_PSFB_PLI, RTCP_PSFB_FIR):
-            self._send_keyframe()
+            # who asks before the last one can have come has it already, then; if not, it asks again
+            if self._clock.now() >= self._keyframe_lands:
+                self._send_keyframe()
         elif isinstance(packet, RtcpPsfbPacket) and packet.fmt == RTCP_PSFB_APP:
             try:
                 bps, ssrcs = unpack_remb_fci(packet.fci)
@@ -284,7 +288,7 @@ class PacedSender(RTCRtpSender):
     def _shed(self) -> None:
         """What the far end waits for never left, or will not come: only a picture made for the rate of now helps."""
         self._history.clear()
-        self._next_keyframe = 0
+        self._next_keyframe = self._keyframe_lands = 0
         self._hurries = True
         self._send_keyframe()
 

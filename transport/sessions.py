@@ -59,6 +59,7 @@ class Sessions:
         self.make_peer = make_peer
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
+        self._divide: Callable[[int], None] = lambda now: None  # the shared uplink anew
 
     @property
     def default(self) -> str:
@@ -89,6 +90,7 @@ class Sessions:
             watches=watches,
             make_peer=self.make_peer,
         )
+        live.focus.joined = lambda: self._divide(self.clock.now())
         self.live[live.id] = live
         try:
             answer = await live.open(sdp)
@@ -183,8 +185,10 @@ class Sessions:
         def seen() -> list[Pictures]:
             return [p for live in self.live.values() if (p := live.pictures()) is not None]
 
+        up = UplinkBudget(lambda: [live.focus for live in self.live.values()], uplink_bps)
+        self._divide = lambda now: up.step(now)
         return Budgets(
-            UplinkBudget(lambda: [live.focus for live in self.live.values()], uplink_bps),
+            up,
             DownlinkBudget(lambda: seen() + viewers(), lambda: len(self.live) - len(seen()), downlink_bps),
             self.clock,
         )

@@ -20,10 +20,19 @@ from .pacer import MAX_WAIT, Pacer
 
 SENT = 4096  # packets that feedback may still tell of: 10 s at 3 Mb/s
 AUDIO_SHARE_BPS = 45_000  # kept free of video while there is sound, with its headers
+LEAST_VIDEO_BPS = (
+    8_000  # a picture now and then: sound comes first, and on a path this narrow it takes nearly all
+)
 PAYLOAD_SHARE = 0.92  # of the rest: RTP, SRTP and extension headers, and a few repeats
 ROOM = 15 * MS  # a picture is encoded when it would wait no longer than this
 LOOK = 30 * MS
 RTT_ALPHA = 0.85
+PATIENT = (
+    2.5  # times as long as usual a picture may take where its rate is granted: its size was made for that
+)
+LOSSY = (
+    10 * SECOND
+)  # after a loss a path counts as lossy; on others a last packet sent twice is an eighth more bits
 OVERRUN_APART = 2 * SECOND  # keyframes made because so much was lost
 
 
@@ -41,6 +50,9 @@ class Uplink:
         self.pacer: Pacer[tuple[RtpPacket, HeaderExtensionsMap]] = Pacer(self.bandwidth.target_bps)
         self.rtt_ms: float | None = None
         self.has_audio = False
+        self.granted_bps = 0
+        self.lossy_until = 0  # ns
+        self._held_bps = 0  # of the grant before, while pictures that were made for it wait
         self._on_shed: WeakMethod[Callable[[], None]] | None = None
         self._overrun_at = -OVERRUN_APART
         self._fell_ms = self.bandwidth.fell_ms
@@ -62,8 +74,13 @@ class Uplink:
     def video_bps(self) -> int:
         """What a video encoder may make."""
         audio = AUDIO_SHARE_BPS if self.has_audio else 0
-        # on the narrowest path sound and picture share
-        return round(max(0.4 * self.bandwidth.target_bps, self.bandwidth.target_bps - audio) * PAYLOAD_SHARE)
+        return round(max(LEAST_VIDEO_BPS, self.bandwidth.target_bps - audio) * PAYLOAD_SHARE)
+
+    def grant(self, bps: int) -> None:
+        """Of a link that others use too, by who divides it: keyframes are spread for it. 0: all that the path carries."""
+        self.granted_bps = bps
+        self._held_bps = 0 if not bps else max(bps, self._held_bps)
+        self._follow()
 
     async def send(self, packet: RtpPacket, extensions: HeaderExtensionsMap) -> None:
         size = await self._write(packet, extensions)
@@ -149,8 +166,16 @@ class Uplink:
         self._follow()
 
     def _follow(self) -> None:
-        self.pacer.target_bps = self.bandwidth.target_bps
-        self.pacer.congested = self.bandwidth.congested
+        target_bps = self.bandwidth.target_bps
+        if self.bandwidth.loss > 0:
+            self.lossy_until = self._clock.now() + LOSSY
+        if not self.pacer.waiting:
+            self._held_bps = self.granted_bps
+        granted = 0 < self._held_bps < target_bps
+        self.pacer.target_bps = self._held_bps if granted else target_bps
+        # several that send their pictures fast at once overrun the link that they share: slowly, then, and with patience
+        self.pacer.congested = granted or self.bandwidth.congested
+        self.pacer.patience = PATIENT if granted else 1.0
         self.pacer.draining = self.bandwidth.is_standing
         now = self._clock.now()
         fell, self._fell_ms = self.bandwidth.fell_ms > self._fell_ms, self.bandwidth.fell_ms

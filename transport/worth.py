@@ -19,6 +19,7 @@ from .utility import Learner
 ACTIVE = 60 * SECOND  # after a question, its client's pictures count in full
 SAVED = 0.45  # of the bits for the same, with regions at 12 steps and more (B90: 0.39 to 0.45)
 CROP_SAVED = 0.25  # … with a crop (B90: 0.22 to 0.26)
+UNPROVEN = 2.0  # times the estimate of a sender that uses less than half of it
 CONTEXT_FPS = 1.0
 CONTEXT_Q50, CONTEXT_SPREAD = 5.0, 0.3  # kb a picture of 160x120; log units
 CONTEXT_WEIGHT = 0.15  # of the crop's: answers are mostly read off the crop
@@ -73,7 +74,7 @@ class Worth:
             # who was never asked anything watches all the time
             active=self._asked_at is None or now - self._asked_at < ACTIVE,
             audio=self._plan.uses_port(node.name, "audio"),
-            path_kbps=caps.path_kbps or math.inf,
+            path_kbps=path_of(caps),
             scale=saved(caps),
             deadline_s=uplink.deadline / SECOND,
             least_kbps=uplink.least / 1000,
@@ -119,6 +120,14 @@ class Worth:
             }
             for track, grant in self.granted.items()
         ]
+
+
+def path_of(caps: Caps) -> float:
+    """kb/s that its path carries, as far as that is known: an estimate knows little beyond what was sent, and one that is
+    taken at its word for that keeps a sender small that its own small rate made look so."""
+    if not caps.path_kbps:
+        return math.inf
+    return caps.path_kbps * min(UNPROVEN, max(1.0, caps.path_kbps / max(1, caps.sent_kbps)))
 
 
 def saved(caps: Caps) -> float:
