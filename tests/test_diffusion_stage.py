@@ -6,11 +6,13 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import torch
 from diffusion_rig import Rig, picture, play, random_weights
+from diffusion_sessions import Fixed
 from fakes import InlinePool, feed
 from penstock.pipeline.clock import MS, NEVER, SECOND
 from penstock.pipeline.degrade import parse_ladder
@@ -208,6 +210,20 @@ def test_the_pool_is_asked_for_the_measured_rate_and_the_steps(weights: Path) ->
 
     play(Rig(weights, pool=pool, prompt="oil", skip_still=True), scenario)
     assert [(round(d.rate_hz), d.forwards) for d in pool.asked] == [(10, 1), (10, 3)]
+
+
+def test_a_model_of_chunks_asks_for_chunks(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = LadderPool()
+    model = Fixed()
+    monkeypatch.setattr(model, "chunk", lambda entered: 4 if entered else 1)
+    monkeypatch.setattr("penstock.models.stream_models.load", MagicMock(return_value=model))
+
+    async def scenario(rig: Rig) -> None:
+        for _ in range(20):
+            await rig.show(picture(0, 16, 16), step_ms=50)
+
+    play(Rig(weights, pool=pool, prompt="oil", steps=2), scenario)
+    assert [(round(d.rate_hz, 1), d.forwards) for d in pool.asked] == [(5.0, 2)]  # 20 pictures a second
 
 
 class MissingPool(InlinePool):
