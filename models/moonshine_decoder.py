@@ -1,4 +1,4 @@
-"""The decoder of Moonshine streaming over rows of many streams, with keys and values outside: what `whisper_text` needs.
+"""The decoder of Moonshine streaming over rows of many streams, with keys and values outside: what `text_writer` needs.
 
 The weights are the modules of transformers. A row's result is what transformers' decoder gives for it alone.
 

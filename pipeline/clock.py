@@ -1,4 +1,5 @@
-"""Time, in integer nanoseconds, injected everywhere. The only module that may read a real clock."""
+"""Time, in integer nanoseconds, injected everywhere. Only this module reads a real clock, and the loop's watchdog, which must
+see what the loop's own clock cannot."""
 
 from __future__ import annotations
 

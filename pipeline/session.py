@@ -12,15 +12,14 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from pydantic import BaseModel, ValidationError
-
 from .clock import SECOND, Clock
-from .compiler import near
 from .delay import DelayEdge
 from .edge import Bound, Edge, Waker
-from .errors import CriticalFailure, of_node
+from .errors import CriticalFailure, of_node, one_line
+from .faults import near
 from .graph import EdgePlan, NodePlan, Plan
 from .hops import Chain
+from .node_params import changed
 from .owned_tasks import end, watch_loop
 from .playback import Playback
 from .pools import DevicePool, Pools
@@ -80,6 +79,7 @@ class Session:
         self._listeners: list[Callable[[SessionEvent], None]] = []
         self._scope_edges: dict[str, list[Edge]] = {scope: [] for scope in plan.scopes}
         self._scope_nodes: dict[str, set[str]] = {scope: set() for scope in plan.scopes}
+        self._ready = asyncio.Event()  # it runs, or will not
         self._main: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._side: set[asyncio.Task[None]] = set()
@@ -94,12 +94,15 @@ class Session:
     # ------------------------------------------------------------ life
 
     async def start(self) -> None:
-        """Make and set up all stages, and run them. Raises: StageError in words, leaving nothing open."""
+        """Make and set up all stages, and run them. Raises: StageError in words, leaving nothing open, also when it
+        is closed meanwhile."""
         try:
             self._build()
             watch_loop(asyncio.get_running_loop())
             async with asyncio.timeout(START_BUDGET / SECOND):
                 await asyncio.gather(*(self._setup(r) for r in self.runners.values()))
+            if self._closing is not None:
+                raise StageError("closed while it started")
         except TimeoutError:
             slow = [n for n, r in self.runners.items() if r.state == "starting"]
             await self._close_stages()
@@ -107,8 +110,11 @@ class Session:
         except BaseException:
             await self._close_stages()
             raise
-        self._started = self.clock.now()
-        self._main = asyncio.create_task(self._run(), name=f"{self.id}/main")
+        else:
+            self._started = self.clock.now()
+            self._main = asyncio.create_task(self._run(), name=f"{self.id}/main")
+        finally:
+            self._ready.set()
 
     async def _setup(self, runner: Runner) -> None:
         try:
@@ -117,7 +123,8 @@ class Session:
             raise of_node(runner.node, e) from e
 
     async def wait(self) -> None:
-        """Until the session has ended and given everything back."""
+        """Until the session has ended and given everything back, or could not start."""
+        await self._ready.wait()
         if self._main is not None:
             await asyncio.wait([self._main])
         await self.close("ended")
@@ -144,6 +151,7 @@ class Session:
                 edge.discard()
         self.notify("session", "closed", {"reason": self.failure or "closed"}, self.clock.now())
         self._listeners.clear()
+        self._ready.set()
         self._pools.forget(self.id)
         if self._own_pools:
             self._pools.close()
@@ -273,14 +281,10 @@ class Session:
         runner = self.runners.get(node)
         if runner is None:
             raise StageError(f"unknown node {node!r}{near(node, list(self.runners))}")
-        model = runner.plan.cls.Params
-        for key in values:
-            if key not in model.model_fields:
-                raise StageError(f"{node!r} has no parameter {key!r}{near(key, list(model.model_fields))}")
-        runner.params = _validated(model, runner.params, values, node)
-        changed = {key: getattr(runner.params, key) for key in values}
-        runner.tell(SetParams(changed), self._spawn)
-        self.notify(node, "params", {"values": changed}, self.clock.now())
+        runner.params = changed(runner.plan.cls.Params, runner.params, values, node)
+        news = {key: getattr(runner.params, key) for key in values}
+        runner.tell(SetParams(news), self._spawn)
+        self.notify(node, "params", {"values": news}, self.clock.now())
 
     def replace_node(self, node: NodePlan) -> None:
         """Give a running node a new stage on its old edges. The old one works on until the new one is set
@@ -299,10 +303,11 @@ class Session:
         try:
             async with asyncio.timeout(START_BUDGET / SECOND):
                 await stage.setup()
-        except (StageError, TimeoutError) as e:
+        except Exception as e:  # boundary: whatever a new stage does, the old one works on
             runner.params = params
-            log.error("%s/%s keeps its old version: %s", self.id, node.name, e)
-            self.notify(node.name, "not_replaced", {"error": str(e)}, self.clock.now())
+            trace = None if isinstance(e, (StageError, TimeoutError)) else e
+            log.error("%s/%s keeps its old version: %s", self.id, node.name, one_line(e), exc_info=trace)
+            self.notify(node.name, "not_replaced", {"error": one_line(e)}, self.clock.now())
             await stage.close()
         else:
             if runner.state == "running":
@@ -388,13 +393,3 @@ class Session:
                 "restarts": sum(r.restarts for r in self.runners.values()),
             },
         }
-
-
-def _validated(model: type[BaseModel], old: BaseModel, values: Mapping[str, object], node: str) -> BaseModel:
-    try:
-        return model.model_validate(old.model_dump() | dict(values))
-    except ValidationError as e:
-        first = e.errors()[0]
-        key = ".".join(map(str, first["loc"])) or "?"
-        message = first["msg"].removeprefix("Value error, ")
-        raise StageError(f"parameter {node}.{key}: {message} (got {first['input']!r:.80})") from e

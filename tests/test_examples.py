@@ -22,6 +22,17 @@ def test_an_example_compiles(path: Path) -> None:
     assert load(path).name == path.stem
 
 
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.stem
+)
+def test_whole_graphs_on_a_page_compile(page: Path, tmp_path: Path) -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    for n, text in enumerate(block for block in blocks if block.startswith("penstock: 1")):
+        file = tmp_path / f"{n}.yaml"
+        file.write_text(text)
+        load(file)
+
+
 def test_the_readmes_stage_does_what_it_says_to_pictures_of_both_formats() -> None:
     code = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     names: dict[str, Any] = {}

@@ -46,7 +46,7 @@ def test_a_file_that_can_hold_no_more_ends_the_run_with_an_error_and_keeps_what_
 
 def test_chat_is_typed_while_media_plays(tmp_path: Path) -> None:
     chat, beeps = tmp_path / "chat.txt", tmp_path / "a.wav"
-    chat.write_text("what time is it\n[1.5s] neon\n\nand now\n[9s] late\n")
+    chat.write_text("what time is it\n[1.5s] neon\n\n[laughs] and now\n[9s] late\n")
     with wave.open(str(beeps), "wb") as file:
         file.setparams((1, 2, 48_000, 0, "NONE", ""))
         file.writeframes(sound(0, 3 * 48_000, AudioFormat(48_000)).tobytes())
@@ -65,7 +65,7 @@ def test_chat_is_typed_while_media_plays(tmp_path: Path) -> None:
 
         asyncio.run(main())
         said = [(f.text, f.pts / SECOND, f.utterance) for f in out.of("text")]
-        expected = [("what time is it", 0, 1), ("neon", 1.5, 2), ("and now", 2.5, 3), ("late", 9, 4)]
+        expected = [("what time is it", 0, 1), ("neon", 1.5, 2), ("[laughs] and now", 2.5, 3), ("late", 9, 4)]
         assert said == expected, "nor is lost what comes after the media's end"
         heard = [(p, f.pts) for p, f in out.frames if p in ("audio", "text")]
         assert all(later[1] >= earlier[1] - SECOND // 10 for earlier, later in itertools.pairwise(heard))
@@ -74,7 +74,7 @@ def test_chat_is_typed_while_media_plays(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[soon] hello", "1: 'soon' is not a duration"),
+        ("[2 soon] hello", "1: '2 soon' is not a duration"),
         ("a\n\n[3s]\n", "3: nothing is said at 3s"),
         ("[3s] a\n[2s] b", "2: 2s is before the line above"),
     ],

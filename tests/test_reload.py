@@ -4,6 +4,7 @@ import asyncio
 from itertools import pairwise
 from pathlib import Path
 
+import pytest
 from graphs import STAGES, AudioWork, compile_test, sink_of
 from penstock.pipeline import registry
 from penstock.pipeline.clock import MS, SECOND, LoopClock
@@ -93,10 +94,13 @@ def test_a_stage_that_takes_long_to_load_lets_the_old_one_work_on() -> None:
     run_virtual(main())
 
 
-def test_a_new_stage_that_cannot_be_set_up_leaves_the_old_one() -> None:
+@pytest.mark.parametrize(
+    "error", [StageError("the model file is missing"), MemoryError("no room on the GPU")]
+)
+def test_a_new_stage_that_cannot_be_set_up_leaves_the_old_one(error: Exception) -> None:
     class Broken(AudioWork):
         async def setup(self) -> None:
-            raise StageError("the model file is missing")
+            raise error
 
     async def main() -> None:
         session, events = await running(TWO % (5, 1))
@@ -110,7 +114,7 @@ def test_a_new_stage_that_cannot_be_set_up_leaves_the_old_one() -> None:
         await session.wait()
         assert session.runners["first"].stage is old
         (told,) = [e for e in events if e.name == "not_replaced"]
-        assert "the model file is missing" in told.fields["error"]
+        assert str(error) in told.fields["error"]
         assert len(sink_of(session).got) == 200
 
     run_virtual(main())

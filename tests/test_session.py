@@ -42,6 +42,35 @@ def test_a_file_run_loses_nothing() -> None:
     assert len(sink_of(session).got) == 50
 
 
+def test_a_session_that_is_closed_while_it_starts_never_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[str] = []
+
+    async def setup(self: AudioWork) -> None:
+        await self.ctx.clock.sleep(SECOND)
+
+    async def close(self: AudioWork) -> None:
+        closed.append(self.ctx.node)
+
+    monkeypatch.setattr(AudioWork, "setup", setup)
+    monkeypatch.setattr(AudioWork, "close", close)
+
+    async def main() -> None:
+        session = Session(compile_test(CHAIN % "takes_ms: 5"), "s", LoopClock(asyncio.get_running_loop()))
+        starting = asyncio.create_task(session.start())
+        waiting = asyncio.create_task(session.wait())
+        await asyncio.sleep(0.5)
+        assert not waiting.done(), "to wait for a session that starts does not end it"
+        await session.close("nobody wants it")
+        await waiting
+        with pytest.raises(StageError, match="closed while it started"):
+            await starting
+        assert closed[-1] == "work", "what was set up after the close is closed too"
+        await asyncio.sleep(2)
+        assert not sink_of(session).got
+
+    run_virtual(main())
+
+
 def test_a_failing_stage_is_restarted_on_the_same_edges() -> None:
     session = run_virtual(run_session(compile_test(CHAIN % "fail_at: 20")))
     assert session.runners["work"].restarts == 2

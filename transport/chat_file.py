@@ -10,7 +10,7 @@ from ..pipeline.frame import TokenFrame
 from ..pipeline.stage import StageError
 from ..pipeline.units import parse_duration
 
-_TIMED = re.compile(r"\[([^\]]*)\]\s*(.*)")
+_TIMED = re.compile(r"\[(\d[^\]]*)\]\s*(.*)")
 
 
 class ChatFile:

@@ -123,10 +123,6 @@ class ControlChannel:
         self._wire: Wire | None = None
         self._received: deque[int] = deque(maxlen=RATE)
 
-    @property
-    def is_open(self) -> bool:
-        return self._wire is not None and self._wire.readyState == "open"
-
     def opened(self, wire: Wire, back: Back | None = None) -> None:
         """The far end's channel is open: say hello, and to one that is back what it has missed."""
         self._wire = wire

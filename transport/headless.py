@@ -102,7 +102,8 @@ class Headless:
         try:
             await live.session.start()
         except BaseException:
-            del self.live[live.id]
+            self.live.pop(live.id, None)
+            live.line.close()
             raise
         self.opened(live)
         task = asyncio.create_task(self._keep(live), name=f"{live.id}/keep")
