@@ -102,6 +102,15 @@ def test_two_objects_of_one_voice_both_speak() -> None:
     assert speak(first, "Hello.")
 
 
+def test_without_flite_our_own_voice_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Missing:
+        def __init__(self) -> None:
+            raise NoVoice("libflite is missing")
+
+    monkeypatch.setattr(voices, "FliteVoice", Missing)
+    assert voices.load.__wrapped__("auto").name == "flow"
+
+
 def test_an_unknown_voice_is_named() -> None:
     with pytest.raises(NoVoice, match=r"'hal'.*flite:rms"):
         voices.load("hal")
