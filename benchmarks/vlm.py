@@ -210,8 +210,11 @@ def main() -> None:
     four = vlm_load.load(rows, 4, True, seconds)
     batched = vlm_load.batching(rows)
     overload = vlm_load.overload()
+    import vlm_questions
     import vlm_toy
 
+    note("bad input")
+    questions = vlm_questions.main()
     note("toy")
     toy = vlm_toy.main(args.full)
     line(
@@ -220,7 +223,7 @@ def main() -> None:
         frame_lag_p95_ms=interleaved["frame_lag_ms_p95"], frame_lag_p95_ms_run_to_completion=run_out["frame_lag_ms_p95"],
         ttft_ms_p50=interleaved["ttft_ms_p50"], ttft_ms_p99=interleaved["ttft_ms_p99"],
         frame_lag_p95_ms_4_sessions=four["frame_lag_ms_p95"], ttft_ms_p99_4_sessions=four["ttft_ms_p99"],
-        speedup_of_16_rows_in_one_pass=round(batched, 1), **overload, **scene, **toy,
+        speedup_of_16_rows_in_one_pass=round(batched, 1), **overload, **questions, **scene, **toy,
         gpu="not measured: run with --device cuda on a machine that has one",
     )  # fmt: skip
 

@@ -1,11 +1,17 @@
-"""The scene reporter on rendered video of known truth: right, wrong, or "I cannot know"; and memory by age."""
+"""The scene reporter on video of known truth: right, wrong, or "I cannot know"; and memory by age.
+
+Rendered: squares on plain grounds. Photographs: a camera that stands or pans before them, a thing that is carried through,
+a sensor's noise, H.264 in between (tests/photo_video.py). No footage may be fetched where this was developed.
+"""
 
 from __future__ import annotations
 
 import re
+import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +22,7 @@ from penstock.pipeline.frame import VideoFrame
 from penstock.stages.vlm import Measure
 from report import line
 
+sys.path.append(str(Path(__file__).parent.parent / "tests"))
 EVERY = SECOND // 4
 
 
@@ -25,7 +32,7 @@ class Truth:
 
     moving: bool
     faint: bool  # less than 40 levels between what moves and the ground, in every channel
-    side: str  # left, right or middle
+    side: str  # left, right or middle; "" where motion is in no one place
     luma: float  # 0-1
     state: str  # live, black, frozen, gone
 
@@ -64,6 +71,8 @@ def judge_motion(text: str, truth: Truth) -> str:
 
 
 def judge_side(text: str, truth: Truth) -> str:
+    if not truth.side:
+        return judge_motion(text, truth)
     other = {"left": "right", "right": "left"}.get(truth.side)
     places = ["on the left", "on the right"] if other is None else [f"on the {other}"]
     return "wrong" if any(p in text for p in places) else judge_motion(text, truth)
@@ -94,11 +103,31 @@ JUDGES: dict[str, Callable[[str, Truth], str]] = {
 }
 
 
-def table(count: int) -> Counter[str]:
+Scenes = Iterator[tuple[list[NDArray[np.uint8]], Truth]]
+
+
+def rendered(count: int) -> Scenes:
     rng = np.random.default_rng(0)
-    tally: dict[str, Counter[str]] = {q: Counter() for q in JUDGES}
     for _ in range(count):
-        pictures, truth = scene(rng)
+        yield scene(rng)
+
+
+def photographs(count: int) -> Scenes:
+    from photo_video import KINDS, shot
+
+    rng = np.random.default_rng(1)
+    for i in range(count):
+        its = shot(rng, KINDS[i % len(KINDS)])
+        state = its.kind if its.kind in ("black", "frozen", "gone") else "live"
+        side = its.side if its.kind == "object" else ""
+        yield its.pictures, Truth(its.moving, its.faint, side, 0.0 if state == "black" else its.luma, state)
+
+
+def table(video: str, scenes: Scenes) -> Counter[str]:
+    tally: dict[str, Counter[str]] = {q: Counter() for q in JUDGES}
+    count = 0
+    for pictures, truth in scenes:
+        count += 1
         reporter, measure, now = SceneReporter(), Measure(), 0
         for image in pictures:
             now += EVERY
@@ -111,10 +140,8 @@ def table(count: int) -> Counter[str]:
             tally[question][result] += 1
     whole: Counter[str] = Counter()
     for question, counts in tally.items():
-        line(
-            scene_question=question,
-            **{k: counts[k] for k in ("right", "wrong", "cannot_know", "missed_faint")},
-        )
+        results = {k: counts[k] for k in ("right", "wrong", "cannot_know", "missed_faint")}
+        line(scene_question=question, video=video, scenes=count, **results)
         whole += counts
     return whole
 
@@ -158,10 +185,11 @@ def needle(hours: int) -> float:
 
 
 def main() -> dict[str, object]:
-    whole = table(120)
+    drawn, seen = table("rendered", rendered(120)), table("photographs", photographs(70))
     worst = needle(4)
     return {
-        "scene_right": whole["right"], "scene_wrong": whole["wrong"], "scene_cannot_know": whole["cannot_know"],
-        "scene_missed_faint": whole["missed_faint"],
-        "event_log_worst_age": round(worst, 3),
+        "scene_right": drawn["right"], "scene_wrong": drawn["wrong"], "scene_cannot_know": drawn["cannot_know"],
+        "scene_missed_faint": drawn["missed_faint"], "scene_photo_right": seen["right"],
+        "scene_photo_wrong": seen["wrong"], "scene_photo_cannot_know": seen["cannot_know"],
+        "scene_photo_missed_faint": seen["missed_faint"], "event_log_worst_age": round(worst, 3),
     }  # fmt: skip

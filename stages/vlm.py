@@ -215,10 +215,10 @@ class VlmStream(Stage):
         sight = self._sight
         if sight is None:
             return "I have not seen a picture yet."
-        if sight.frozen:
-            return f"I cannot know: the picture has not changed at all for {spell(sight.same_s)}. It may be frozen."
         if sight.black or sight.white:
             return f"I cannot know: I see only {'black' if sight.black else 'white'}."
+        if sight.frozen:
+            return f"I cannot know: the picture has not changed at all for {spell(sight.same_s)}. It may be frozen."
         return ""
 
     def _notes(self) -> str:
