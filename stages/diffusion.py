@@ -219,6 +219,8 @@ class DiffusionStream(Stage):
                 worker.exception()  # told by process(), if anybody still asks
         if getattr(self, "_flying", 1) == 0:
             self._leave()
+            if self._preparing is not None:
+                self._preparing.cancel()
 
     # ------------------------------------------------------------ live
 

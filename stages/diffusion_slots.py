@@ -70,11 +70,15 @@ class Slots:
                 states.append(state)
 
 
-_of: weakref.WeakKeyDictionary[Any, Slots] = weakref.WeakKeyDictionary()
+# by the model's id: a Slots keeps its model, and goes with the last pool or stage that uses it
+_of: weakref.WeakValueDictionary[int, Slots] = weakref.WeakValueDictionary()
 _making = threading.Lock()
 
 
 def slots_of(model: AnyModel) -> Slots:
     """The model's, made when first asked for."""
     with _making:
-        return _of.setdefault(model, Slots(model))
+        slots = _of.get(id(model))
+        if slots is None:
+            slots = _of[id(model)] = Slots(model)
+        return slots

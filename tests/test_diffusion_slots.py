@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -115,6 +117,17 @@ def test_no_more_streams_wait_than_were_asked_for(weights: Path) -> None:
         rows.leave(stream)
     rows.leave(rows.stream((16, 16), Settings()))  # of a size that nobody asked for
     assert rows.slots.idle == {SIZE: 1, (16, 16): 0}
+
+
+def test_slots_are_one_models_own_and_go_with_it(weights: Path) -> None:
+    a, b = (capturing(weights)[0] for _ in range(2))
+    rows = DiffusionRows(a)
+    assert slots_of(a) is rows.slots
+    assert slots_of(b) is not rows.slots
+    gone = weakref.ref(a)
+    del a, rows
+    gc.collect()
+    assert gone() is None
 
 
 class HeldPool(InlinePool):

@@ -215,7 +215,11 @@ def test_the_pool_is_asked_for_the_measured_rate_and_the_steps(weights: Path) ->
 def test_a_model_of_chunks_asks_for_chunks(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = LadderPool()
     model = Fixed()
-    monkeypatch.setattr(model, "chunk", lambda entered: 4 if entered else 1)
+
+    def chunk(entered: int) -> int:
+        return 4 if entered else 1
+
+    monkeypatch.setattr(model, "chunk", chunk)
     monkeypatch.setattr("penstock.models.stream_models.load", MagicMock(return_value=model))
 
     async def scenario(rig: Rig) -> None:
