@@ -19,7 +19,8 @@ State: TypeAlias = Literal["closed", "open", "half_open"]
 class CircuitBreaker:
     """A pure policy: the caller tells the time (ns) and how each attempt that was allowed came out.
 
-    Every `allow` that gives True is to be followed by one `succeeded`, `failed` or `abandoned`.
+    Many attempts may be under way. `allow` gives each the number of the opening it belongs to, which is told back with its
+    outcome: one that began before the last opening says nothing new, so it neither lengthens the pause nor ends it.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class CircuitBreaker:
         self._longest = longest_cooldown
         self._failures = 0  # in a row
         self._opened = 0  # times in a row that it opened: the exponent of the cooldown
+        self._openings = 1  # all so far, from 1: what attempts belong to
         self._until: int | None = None  # when an attempt is allowed again; None while closed
         self._probing = False
 
@@ -43,34 +45,39 @@ class CircuitBreaker:
             return "closed"
         return "open" if now < self._until else "half_open"
 
-    def allow(self, now: int) -> bool:
-        """May one attempt be made now? While half-open one at a time is let through."""
-        if self._until is None:
-            return True
-        if now < self._until or self._probing:
-            return False
-        self._probing = True
-        return True
+    def allow(self, now: int) -> int:
+        """May one attempt be made now? 0: no; else its number. While half-open one at a time is let through."""
+        if self._until is not None:
+            if now < self._until or self._probing:
+                return 0
+            self._probing = True
+        return self._openings
 
-    def succeeded(self) -> None:
+    def succeeded(self, attempt: int) -> None:
+        if attempt != self._openings:
+            return
         self._failures = self._opened = 0
         self._until = None
         self._probing = False
 
-    def failed(self, now: int, retry_after: int = 0) -> None:
+    def failed(self, now: int, attempt: int, retry_after: int = 0) -> None:
         """retry_after: ns for which the service itself asks to be left alone; it opens at once.
 
         No service can close itself for longer than `longest_cooldown`.
         """
+        if attempt != self._openings:
+            if self._until is not None and retry_after > 0:
+                self._until = max(self._until, now + min(retry_after, self._longest))
+            return
         self._failures += 1
         if self._probing or self._failures >= self._limit or retry_after > 0:
             doubled = self._cooldown << min(self._opened, 32)
-            pause = min(max(doubled, retry_after), self._longest)
-            # an attempt from before it opened may end later: it never shortens the pause
-            self._until = max(self._until or 0, now + pause)
+            self._until = now + min(max(doubled, retry_after), self._longest)
             self._opened += 1
+            self._openings += 1
         self._probing = False
 
-    def abandoned(self) -> None:
+    def abandoned(self, attempt: int) -> None:
         """The attempt was given up by its caller: it tells nothing about the service."""
-        self._probing = False
+        if attempt == self._openings:
+            self._probing = False

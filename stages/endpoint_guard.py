@@ -17,46 +17,56 @@ from .endpoint_http import EndpointFailed
 _shared: WeakKeyDictionary[Clock, dict[tuple[str, ...], CircuitBreaker]] = WeakKeyDictionary()
 
 
+class Attempt:
+    """One request that was allowed; how it came out is told by one of the three."""
+
+    def __init__(self, guard: EndpointGuard, own: int, shared: int) -> None:
+        self._guard = guard
+        self._own = own
+        self._shared = shared
+
+    def succeeded(self) -> None:
+        self._guard.own.succeeded(self._own)
+        self._guard.shared.succeeded(self._shared)
+
+    def failed(self, how: EndpointFailed) -> None:
+        now = self._guard.clock.now()
+        self._guard.own.failed(now, self._own, how.retry_after)
+        if how.for_all:
+            self._guard.shared.failed(now, self._shared, how.retry_after)
+        else:
+            self._guard.shared.abandoned(self._shared)
+
+    def abandoned(self) -> None:
+        """It was given up by its caller: it tells nothing about the service."""
+        self._guard.own.abandoned(self._own)
+        self._guard.shared.abandoned(self._shared)
+
+
 class EndpointGuard:
-    """Used as a `CircuitBreaker` is: each `allow` that gives True is followed by one of the other three."""
+    """Asked before each request."""
 
     def __init__(self, clock: Clock, *endpoint: str, failures: int, cooldown: int) -> None:
         """endpoint: what makes it one service: address, model, where its key is. failures in a row, cooldown in ns."""
-        self._clock = clock
-        self._own = CircuitBreaker(failures, cooldown)
+        self.clock = clock
+        self.own = CircuitBreaker(failures, cooldown)
         services = _shared.setdefault(clock, {})
-        self._all = services.setdefault(
+        self.shared = services.setdefault(
             (*endpoint, str(failures), str(cooldown)), CircuitBreaker(failures, cooldown)
         )
 
     @property
     def state(self) -> State:
-        now = self._clock.now()
-        states = {self._own.state(now), self._all.state(now)}
+        now = self.clock.now()
+        states = {self.own.state(now), self.shared.state(now)}
         return "open" if "open" in states else "half_open" if "half_open" in states else "closed"
 
-    def allow(self) -> bool:
-        now = self._clock.now()
-        if not self._own.allow(now):
-            return False
-        if not self._all.allow(now):
-            self._own.abandoned()
-            return False
-        return True
-
-    def succeeded(self) -> None:
-        self._own.succeeded()
-        self._all.succeeded()
-
-    def failed(self, how: EndpointFailed) -> None:
-        now = self._clock.now()
-        self._own.failed(now, how.retry_after)
-        if how.for_all:
-            self._all.failed(now, how.retry_after)
-        else:
-            self._all.abandoned()
-
-    def abandoned(self) -> None:
-        """The attempt was given up by its caller: it tells nothing about the service."""
-        self._own.abandoned()
-        self._all.abandoned()
+    def allow(self) -> Attempt | None:
+        """None: leave it alone now."""
+        now = self.clock.now()
+        if not (own := self.own.allow(now)):
+            return None
+        if not (shared := self.shared.allow(now)):
+            self.own.abandoned(own)
+            return None
+        return Attempt(self, own, shared)

@@ -136,7 +136,7 @@ class LlmChat(Stage):
     async def _answer(self, reply: _Reply) -> None:
         clock, guard = self.ctx.clock, self._guard
         start = clock.now()
-        if not guard.allow():
+        if (attempt := guard.allow()) is None:
             await self._apologise(reply)
             return
         epoch = self._epoch
@@ -148,7 +148,7 @@ class LlmChat(Stage):
                 raise asyncio.CancelledError  # the flush is on its way: this was not said
             if not reply.said:
                 over = True
-                guard.succeeded()
+                attempt.succeeded()
                 self.ctx.emit("llm_first_token", ms=(clock.now() - start) // MS)
             if len(reply.said) + len(text) > _MAX_SAID:
                 raise EndpointFailed(f"a reply is over {_MAX_SAID} characters")
@@ -157,19 +157,19 @@ class LlmChat(Stage):
         try:
             await self._converse(say)
             over = True
-            guard.succeeded()
+            attempt.succeeded()
             self._apologised = False
             await reply.end()
         except EndpointFailed as e:
             over = True
-            guard.failed(e)
+            attempt.failed(e)
             state = guard.state
             log.warning("%s/%s: %s; circuit %s", self.ctx.session, self.ctx.node, e, state)
             self.ctx.emit("llm_failed", error=str(e), circuit=state)
             await self._apologise(reply)
         finally:
             if not over:
-                guard.abandoned()
+                attempt.abandoned()
 
     async def _converse(self, say: Callable[[str], Awaitable[None]]) -> None:
         """Ask until the model has no more functions to call. Raises: EndpointFailed."""

@@ -151,7 +151,7 @@ class Remote:
             said += words
             put(words, False, epoch)
 
-        if not guard.allow():
+        if (attempt := guard.allow()) is None:
             put("I cannot ask the model right now.", True, epoch)
             return
         assert self._client is not None
@@ -161,14 +161,14 @@ class Remote:
             shown = [*pictures, part] if part is not None else pictures
             images = await self.ctx.pool().call(_encode, shown, self.options.side)
             await self._client.stream(self._request(text, pictures, images), say)
-            guard.succeeded()
+            attempt.succeeded()
             over = True
             put("", True, epoch)
             tell_answered(frame, out, "endpoint", epoch=epoch)
             self._history.add("user", text)
             self._history.add("assistant", said)
         except EndpointFailed as e:
-            guard.failed(e)
+            attempt.failed(e)
             over = True
             self.ctx.emit("vlm_failed", error=str(e), circuit=guard.state)
             log.warning("%s/%s: %s", self.ctx.session, self.ctx.node, e)
@@ -179,7 +179,7 @@ class Remote:
             )
         finally:
             if not over:  # interrupted
-                guard.abandoned()
+                attempt.abandoned()
                 put("", True, self.ctx.epoch)
 
     def _request(self, text: str, pictures: list[VideoFrame], images: list[str]) -> dict[str, object]:

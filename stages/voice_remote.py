@@ -97,7 +97,7 @@ class RemoteEngine:
         """Was the clause spoken to its end?"""
         assert self._client is not None
         o, ctx, guard = self._options, self._ctx, self._guard
-        if not guard.allow():
+        if (attempt := guard.allow()) is None:
             self._tell("it is left alone for a while")
             return False
         request: dict[str, Any] = {**o.extra, "model": o.model, "voice": o.voice}
@@ -109,19 +109,19 @@ class RemoteEngine:
         try:
             await self._client.stream(request, o.format, o.rate_hz, pieces.push)
             over = True
-            guard.succeeded()
+            attempt.succeeded()
             if self._told:
                 log.info("%s/%s: the speech endpoint is back", ctx.session, ctx.node)
                 self._told = False
         except EndpointFailed as e:
             over = True
-            guard.failed(e)
+            attempt.failed(e)
             self._tell(str(e))
             await pieces.cut()
             return False
         finally:
             if not over:
-                guard.abandoned()
+                attempt.abandoned()
         await pieces.finish()
         return True
 

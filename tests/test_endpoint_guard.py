@@ -16,8 +16,9 @@ def guards(count: int, clock: ManualClock, *endpoint: str) -> list[EndpointGuard
 
 
 def fail(guard: EndpointGuard, how: EndpointFailed) -> None:
-    assert guard.allow()
-    guard.failed(how)
+    attempt = guard.allow()
+    assert attempt
+    attempt.failed(how)
 
 
 def test_a_service_that_is_down_is_found_out_once_for_all() -> None:
@@ -28,9 +29,10 @@ def test_a_service_that_is_down_is_found_out_once_for_all() -> None:
     assert not three.allow()
     assert three.state == "open"
     clock.time = SECOND
-    assert three.allow()  # one of them tries
+    attempt = three.allow()  # one of them tries
+    assert attempt
     assert not two.allow()
-    three.succeeded()
+    attempt.succeeded()
     assert one.allow()
     assert two.allow()
     assert one.state == two.state == "closed"
@@ -51,8 +53,9 @@ def test_a_refused_probe_lets_others_probe() -> None:
     fail(one, DOWN)
     clock.time = SECOND
     fail(one, REFUSED)
-    assert two.allow()
-    two.abandoned()
+    attempt = two.allow()
+    assert attempt
+    attempt.abandoned()
     assert two.allow()
 
 
