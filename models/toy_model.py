@@ -63,6 +63,7 @@ class ToyModel:
                     (1, THINGS),
                     scores,
                     places=places * (sure[i, :, None] > 0.3),
+                    seen=slots[i],
                 )
             )
         return out

@@ -323,6 +323,11 @@ def importance(sight: Sight, looks: Tensor) -> tuple[Tensor, float]:
     places = sight.picture.places
     if places is None:
         return weights.view(sight.picture.grid), 1 - spread
+    return draw(weights, places), 1 - spread
+
+
+def draw(weights: Tensor, places: Tensor) -> Tensor:
+    """Weights (n,) of things at places (n, 3) → over the picture (36, 64)."""
     rows, columns = torch.meshgrid(
         (torch.arange(36) + 0.5) / 36, (torch.arange(64) + 0.5) / 64, indexing="ij"
     )
@@ -330,4 +335,4 @@ def importance(sight: Sight, looks: Tensor) -> tuple[Tensor, float]:
     for weight, (x, y, radius) in zip(weights.tolist(), places.tolist(), strict=True):
         inside = (columns - x).abs().maximum((rows - y).abs()) <= radius
         drawn = drawn.maximum(inside * weight)
-    return drawn, 1 - spread
+    return drawn

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from fakes import Collected, FakeContext, feed
 from graphs import compile_test, run_session, sink_of
+from penstock.models.toy_questions import moment, question
 from penstock.models.toy_vlm import WEIGHTS
 from penstock.models.toy_world import World
 from penstock.pipeline.clock import SECOND
@@ -91,7 +92,32 @@ def test_it_remembers_what_left_in_its_log_and_tells_when_it_was_asked_to() -> N
     play_it(play, narrate=False)
 
 
-def test_where_it_looks_is_where_the_thing_is() -> None:
+def test_what_is_there_now_is_read_off_the_eye() -> None:
+    async def play(stage: VlmToy, context: FakeContext, out: Collected) -> None:
+        right: list[bool] = []
+        for seed in range(20):
+            world, rng = World((99, seed), rate=0.0), np.random.default_rng(seed)
+            ticks = [world.step() for _ in range(2)]
+            for t, tick in enumerate(ticks):
+                at = (100 * seed + t) * SECOND
+                await feed(stage, "video", WorldFrame(pts=at, image=tick.image), out)
+            now = moment(ticks[1], ticks[0].image)
+            for wanted in ("exist", "color", "shape", "where"):
+                kind, asked, answer = question(rng, now, [], wanted)
+                if kind == wanted:
+                    out.frames.clear()
+                    at = (100 * seed + 2) * SECOND
+                    await feed(stage, "ask", TokenFrame(pts=at, text=asked.capitalize() + "?"), out)
+                    right.append(out.of("answer")[0].text == answer)
+                    assert 0 < out.of("event")[0].fields["confidence"] <= 1
+        assert sum(right) >= 0.93 * len(right)
+        assert len(right) > 50
+
+    play_it(play)
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_where_it_looks_is_where_the_thing_is(reads: bool) -> None:
     async def play(stage: VlmToy, context: FakeContext, out: Collected) -> None:
         hits: list[bool] = []
         for seed in range(12):
@@ -112,7 +138,7 @@ def test_where_it_looks_is_where_the_thing_is() -> None:
         assert len(hits) >= 4
         assert sum(hits) >= 0.5 * len(hits)
 
-    play_it(play)
+    play_it(play, read=reads)
 
 
 def test_in_a_session_what_it_sees_is_told_to_all_listeners() -> None:
