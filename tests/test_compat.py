@@ -225,8 +225,9 @@ def test_a_retransmission_is_routed_by_its_source_where_two_tracks_share_its_pay
         await here.setRemoteDescription(there.localDescription)
         _, first, second = (t.receiver for t in there.getTransceivers())
         assert first.transport is second.transport  # both on the one that is started
-        await until(lambda: len(first.transport._rtp_router.receivers) == 3, 20)
-        table = first.transport._rtp_router.ssrc_table
+        router: Any = first.transport._rtp_router  # pyright: ignore[reportPrivateUsage]
+        await until(lambda: len(router.receivers) == 3, 20)
+        table = router.ssrc_table
         for receiver in (first, second):
             rtx = list(receiver._rtx)  # type: ignore[attr-defined]
             assert rtx
