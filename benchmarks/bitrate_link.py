@@ -26,6 +26,7 @@ from penstock.pipeline.pixels import i420_from_rgb
 from penstock.pipeline.session import Session
 from penstock.pipeline.stage import In, Outputs, Ports, Stage
 from penstock.pipeline.units import VideoFormat
+from penstock.transport.allocator import SHARE
 from penstock.transport.edge import EdgeEvents, EdgeOptions, EdgeSession, WayBack
 from penstock.transport.importance import Box
 from penstock.transport.netlab import Netlab
@@ -194,7 +195,7 @@ async def run(
         plan = load(path)
     server = Server(Sessions({"eye": plan}, clock, Session), "127.0.0.1", 0, uplink_bps=uplink_bps)
     if equal:
-        share = uplink_bps * 0.9 / len(clients)
+        share = uplink_bps * SHARE / len(clients)
         server.budgets.up.step = lambda now: [  # type: ignore[method-assign]
             setattr(live.focus.worth, "kbps", round(share / 1000)) for live in server.sessions.live.values()
         ]

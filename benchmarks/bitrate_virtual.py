@@ -45,6 +45,7 @@ from penstock.pipeline.graph import Plan
 from penstock.pipeline.units import VideoFormat
 from penstock.pipeline.virtual_loop import run_virtual
 from penstock.transport import _compat, impairment, twcc
+from penstock.transport.allocator import SHARE
 from penstock.transport.bandwidth import Bandwidth
 from penstock.transport.budgets import UplinkBudget
 from penstock.transport.crop_track import Composer, PartFit
@@ -242,7 +243,7 @@ async def _run(
     def divide(now: int) -> None:
         if equal:
             for pair in there:
-                pair.focus.worth.kbps = round(uplink_bps * 0.9 / len(pairs) / 1000)
+                pair.focus.worth.kbps = round(uplink_bps * SHARE / len(pairs) / 1000)
         else:
             budget.step(now)
 

@@ -172,7 +172,7 @@ def test_clients_that_cannot_be_told_are_set_aside() -> None:
 
 
 def test_tracks_of_a_session_share_its_path_and_its_sound() -> None:
-    crop = stream("s/crop", 60, session="s", audio=True, path_kbps=200)
+    crop = stream("s/crop", 60, session="s", audio=True, path_kbps=200, scale=0.25)
     context = stream("s/context", 5, fps=1, session="s", audio=True, path_kbps=200, weight=0.15, least_kbps=4)
     both = allocate([crop, context], math.inf)
     total = sum(g.kbps for g in both.values())

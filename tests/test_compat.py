@@ -223,13 +223,14 @@ def test_a_retransmission_is_routed_by_its_source_where_two_tracks_share_its_pay
         await there.setRemoteDescription(here.localDescription)
         await there.setLocalDescription(await there.createAnswer())
         await here.setRemoteDescription(there.localDescription)
-        _, first, second = (t.receiver for t in there.getTransceivers())
+        receivers: list[Any] = [t.receiver for t in there.getTransceivers()]
+        _, first, second = receivers
         assert first.transport is second.transport  # both on the one that is started
         router: Any = first.transport._rtp_router  # pyright: ignore[reportPrivateUsage]
         await until(lambda: len(router.receivers) == 3, 20)
         table = router.ssrc_table
         for receiver in (first, second):
-            rtx = list(receiver._rtx)  # type: ignore[attr-defined]
+            rtx = list(receiver._rtx)
             assert rtx
             assert all(table[ssrc] is receiver for ssrc in rtx)
         await here.close()

@@ -32,7 +32,7 @@ def corner(confidence: float, at: int = 0) -> ImportanceMap:
 
 
 @pytest.mark.parametrize(
-    ("confidence", "steps"), [(1.0, 24), (0.8, 24), (0.79, 12), (0.6, 12), (0.5, 6), (0.4, 6), (0.39, 0)]
+    ("confidence", "steps"), [(1.0, 24), (0.8, 24), (0.79, 12), (0.6, 12), (0.5, 5), (0.4, 5), (0.39, 0)]
 )
 def test_less_confidence_dares_fewer_steps(confidence: float, steps: float) -> None:
     assert corner(confidence).dqp(0) == steps

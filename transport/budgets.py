@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ..pipeline.clock import SECOND, Clock
-from .allocator import AUDIO_KBPS, SHARE, Grant, Stream, allocate
+from .allocator import AUDIO_KBPS, Grant, Stream, allocate
 
 EVERY = SECOND
+DOWN_SHARE = 0.9  # of the way down that is given out: one sender paces it all
 UNSTEERED_KBPS = 800.0  # set aside for a client that cannot be told its rate
 TEXT_KBPS = 8.0  # of captions and events, kept free for each client
 LEAST_PICTURES_KBPS = 20.0
@@ -84,7 +85,7 @@ class DownlinkBudget:
         clients = self.clients()
         if not self.capacity_bps:
             return
-        kbps = self.capacity_bps / 1000 * SHARE - self.others() * (AUDIO_KBPS + TEXT_KBPS)
+        kbps = self.capacity_bps / 1000 * DOWN_SHARE - self.others() * (AUDIO_KBPS + TEXT_KBPS)
         kbps -= sum(TEXT_KBPS + AUDIO_KBPS * c.audio for c in clients)
         rates = fair([c.path_bps / 1000 for c in clients], [c.weight for c in clients], kbps)
         for client, rate in zip(clients, rates, strict=True):

@@ -20,7 +20,7 @@ from ..pipeline.clock import MS, SECOND
 GRID_W, GRID_H = 16, 9
 CELLS = GRID_W * GRID_H
 DQP_MOST = 24  # steps of the H.264 quantiser between what matters most and least
-CONFIDENT = ((0.8, 24.0), (0.6, 12.0), (0.4, 6.0))  # confidence from which on that many steps are dared
+CONFIDENT = ((0.8, 24.0), (0.6, 12.0), (0.4, 5.0))  # confidence from which on that many steps are dared
 TTL = 1500 * MS
 HALF_LIFE = 3 * SECOND  # of the strength, after the time to live
 FAINT = 1.5  # steps; weaker is uniform

@@ -32,7 +32,7 @@ PATIENT = (
 )
 LOSSY = (
     10 * SECOND
-)  # after a loss a path counts as lossy; on others a last packet sent twice is an eighth more bits
+)  # after a loss a last packet is sent twice; on other paths it would be an eighth more bits
 OVERRUN_APART = 2 * SECOND  # keyframes made because so much was lost
 
 

@@ -10,7 +10,7 @@ import { Cropped, Held } from "./sent.js";
 const CANVAS = 3; // our kind of regions, of CAPS
 const CAPS_MS = 1000;
 const RING_MS = 3000, RING_EVERY_MS = 500;
-const SENT_FROM = 6; // steps from which on something else than the whole picture is sent
+const SENT_FROM = 6; // steps from which on something else than the whole picture is sent: what is only guessed stays in the picture
 const CONTEXT = { kbps: 12, fps: 1 }; // until the server says otherwise
 const QUALITIES = [0.8, 0.6, 0.4, 0.25, 0.1];
 const LOOK_MS = 20000;
