@@ -70,9 +70,8 @@ def begun(model: CausalWhisper | OrtWhisper, plan: BlockPlan, used: Used, now: i
     """The window after the one in use, which has heard `now` frames, with nothing encoded."""
     assert used.history is not None
     size = model.dims.n_audio_ctx
-    keep = (
-        _KEEP if due(now, size) else 2 * _KEEP
-    )  # text without room: it slides at once, and keeps as much in the end
+    # text without room: it slides at once, and keeps as much in the end
+    keep = _KEEP if due(now, size) else 2 * _KEEP
     least = min(_LEAST, size // 2)
     open_words = len(used.text.tokens) > used.worded
     seam = find_seam(used.said, now, plan, max(least, int(size * keep)), open_words=open_words)
