@@ -20,6 +20,7 @@ RATE_HZ = 16_000
 HOP = 160
 N_FFT = 400
 _START_MAX = 0.0  # log10 power of soft speech: a stream that begins in silence has a floor from the start
+_NOTHING = -10.0  # log10 power of digital silence
 _FLOOR = 8.0  # decades below the maximum (openai/whisper, audio.py)
 
 
@@ -68,8 +69,9 @@ class LogMel:
         return LogMelState() if before is None else LogMelState(loudest=before.loudest)
 
     def level(self, mel: Tensor) -> Tensor:
-        """(n_mels, T) → mean log10 power of each frame."""
-        return mel.mean(0) * 4 - 4
+        """(n_mels, T) → mean log10 power of each frame; what lies below the floor of 8 decades has none."""
+        level = mel.mean(0) * 4 - 4
+        return level.masked_fill(mel.amax(0) - mel.amin(0) < 1e-6, _NOTHING)
 
     def step(self, pcm: Tensor, state: LogMelState, *, flush: bool = False) -> Tensor:
         """(S,) float32 in −1…1 → (n_mels, T). `flush` mirrors the right edge: the stream ends here."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 _OVER = 0.7  # decades (7 dB) above the floor count as active
 _RISE = 0.001  # decades a frame: the floor follows rising noise by 1 decade in 10 s
 _START = -5.0  # log10 power; a floor that is too high at first would miss the first word
+_LEAST = -6.0  # a floor from digital silence would take the noise that follows for speech
 _WINDOW, _ACTIVE = 10, 6  # so many of the last frames must be active to begin
 
 
@@ -26,7 +27,7 @@ class SpeechGate:
 
     def step(self, level: float) -> bool:
         """Mean log10 power of one frame → whether somebody speaks."""
-        self.floor = min(self.floor + _RISE, level)
+        self.floor = max(_LEAST, min(self.floor + _RISE, level))
         active = level > self.floor + _OVER
         self.recent = (self.recent << 1 | active) & ((1 << _WINDOW) - 1)
         self.quiet = 0 if active else self.quiet + 1

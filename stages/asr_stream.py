@@ -111,7 +111,7 @@ class StreamedAsr(Stage):
                 text=mask(e.text) if self.options.mask_profanity else e.text,
                 utterance=e.turn,
                 epoch=out.epoch,
-                end=e.kind == "endpoint",
+                end=e.kind != "partial",  # whole by itself: files and overlays put no pieces together
             )
             out.post(ports[e.kind], frame)
 

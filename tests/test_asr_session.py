@@ -71,6 +71,16 @@ def test_a_turn_ends_after_silence_and_holds_all_committed_words() -> None:
     assert session.finish() == []
 
 
+def test_digital_silence_ends_a_turn_and_the_noise_after_it_begins_none() -> None:
+    mute = np.zeros(16_000, np.float32)
+    tone = (np.sin(np.arange(16_000) / 8) * 0.9).astype(np.float32)  # so loud that the mel floor rises
+    noise = (np.random.default_rng(3).normal(size=32_000) * 3e-5).astype(np.float32)
+    session = AsrSession(rows(), endpoint_ms=500)
+    events = play(session, np.concatenate([mute, tone, mute, tone, mute, noise]))
+    assert [e.turn for e in kinds(events, "endpoint")] == [0, 1]
+    assert session.stream is None
+
+
 def test_any_chunking_of_the_samples_gives_the_same_commits() -> None:
     pcm = np.concatenate([quiet(0.3), loud(1.2), quiet(1.0)])
     shared = rows()
@@ -167,6 +177,7 @@ def test_the_stage_takes_any_rate_and_channel_count(tmp_path: Path, rate: int, c
     asyncio.run(run())
     assert len(out.of("turn")) == 1
     assert out.of("turn")[0].text == " ".join(f.text for f in out.of("commit"))
+    assert all(f.end for f in out.of("commit"))  # files and overlays put no pieces together
     assert out.of("turn")[0].until <= 2.7 * SECOND
 
 
