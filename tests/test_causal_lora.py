@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -100,8 +101,12 @@ def test_a_run_that_was_broken_off_goes_on_as_if_it_had_not_been(base: Checkpoin
     for name, value in whole.adapters().items():
         assert torch.allclose(value, again.adapters()[name], atol=1e-6)
     other = causal_lora.begin(base, TOKENS, plan, rank=3, seed=0)
-    with pytest.raises(ValueError, match="another rank or chunk"):
+    with pytest.raises(ValueError, match="another base, rank or chunk"):
         other.resume(keep)
+    state = {name: tensor + 1 for name, tensor in base.state.items()}
+    foreign = causal_lora.begin(replace(base, state=state), TOKENS, plan, rank=2, seed=0)
+    with pytest.raises(ValueError, match="another base"):
+        foreign.resume(keep)
 
 
 def recordings(folder: Path, lines: list[object]) -> None:

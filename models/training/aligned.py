@@ -114,7 +114,7 @@ class Hints(nn.Module):
         none = words.shape[1] - 1
         wanted = batch.spotted.flatten()
         wanted = wanted.masked_fill(wanted == -1, none)
-        cost = torch.ones(none + 1)
+        cost = torch.ones(none + 1, device=words.device)
         cost[none] = _QUIET
         total = F.cross_entropy(words, wanted, cost, ignore_index=_IGNORE)
         if (batch.phones != _IGNORE).any():
@@ -130,8 +130,8 @@ def loss(
     layers: list[Tensor] = []
     audio = model.encoder(batch.mel, plan, layers)  # (B, T, D)
     repeat = len(batch.cuts) // len(batch.mel)
-    mask = torch.arange(audio.shape[1])[None] < batch.cuts[:, None]  # (B·C, T)
-    mask = mask.to(audio.device)[:, None, None]
+    mask = torch.arange(audio.shape[1], device=audio.device)[None] < batch.cuts[:, None]  # (B·C, T)
+    mask = mask[:, None, None]
     weights: list[Tensor] | None = [] if guide else None
     logits = model.decoder(batch.inputs, audio.repeat_interleave(repeat, 0), mask, weights)
     total = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=_IGNORE)

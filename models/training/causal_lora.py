@@ -16,6 +16,7 @@ Source: CarelessWhisper, arXiv 2508.12301, section 3: rank 32 (4 for large), α 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -58,6 +59,7 @@ class Run:
     rank: int
     trained: list[nn.Parameter]
     optimiser: torch.optim.AdamW
+    origin: str  # digest of the base
     step: int = 0
 
     def adapters(self) -> dict[str, Tensor]:
@@ -66,14 +68,16 @@ class Run:
     def save(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = {"adapters": self.adapters(), "optimiser": self.optimiser.state_dict(), "step": self.step}
-        torch.save(kept | {"rank": self.rank, "plan": asdict(self.plan)}, path.with_suffix(".new"))
+        kept |= {"rank": self.rank, "plan": asdict(self.plan), "origin": self.origin}
+        torch.save(kept, path.with_suffix(".new"))
         path.with_suffix(".new").replace(path)
 
     def resume(self, path: Path) -> None:
         """Raises: ValueError when what is kept is of another run."""
         kept: Any = torch.load(path, weights_only=True)
-        if (kept["rank"], kept["plan"]) != (self.rank, asdict(self.plan)):
-            raise ValueError(f"{path} was begun with another rank or chunk: name another --work")
+        own = (self.rank, asdict(self.plan), self.origin)
+        if (kept.get("rank"), kept.get("plan"), kept.get("origin")) != own:
+            raise ValueError(f"{path} was begun with another base, rank or chunk: name another --work")
         self.model.load_state_dict(kept["adapters"], strict=False)
         self.optimiser.load_state_dict(kept["optimiser"])
         self.step = kept["step"]
@@ -88,7 +92,16 @@ def begin(
         torch.manual_seed(seed)
         trained = adapt(model, rank)
     model = model.to(device).train()
-    return Run(model, plan, tokens, rank, trained, torch.optim.AdamW(trained, weight_decay=0.0))
+    optimiser = torch.optim.AdamW(trained, weight_decay=0.0)
+    return Run(model, plan, tokens, rank, trained, optimiser, _digest(base.state))
+
+
+def _digest(state: Mapping[str, Tensor]) -> str:
+    whole = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        whole.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        whole.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
+    return whole.hexdigest()
 
 
 def advance(run: Run, material: Material, *, seed: int, batch: int, rate: float, steps: int) -> float:
