@@ -16,4 +16,5 @@ class Memory:
     blocks: int = 0
     recall: int = 8
     scorer: Literal["mean_key", "recent", "random"] = "mean_key"
+    limit: int = 0  # bytes of the cache, which may allow fewer tokens; 0: as many as tokens take
     pictures: int = 0  # at most so many in the window; 0: as many as tokens hold

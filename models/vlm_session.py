@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import torch
@@ -41,13 +41,13 @@ class VlmSession:
         self.store: RetrievalStore | None = None
         self.started = False
         layers, heads, dim = model.shape
+        budget = budget_of(memory, model)
         if memory.blocks:
             # a picture with its markers; one that is longer is not stored
             self.store = RetrievalStore(
-                layers=layers, heads=heads, tokens=memory.tokens // 2, dim=dim, slots=memory.blocks,
+                layers=layers, heads=heads, tokens=budget.tokens // 2, dim=dim, slots=memory.blocks,
                 scorer=SCORERS[memory.scorer](),
             )  # fmt: skip
-        budget = Budget(memory.tokens, memory.text, rebase_at=max(1 << 15, 2 * memory.tokens))
         self.cache = model.cache(budget, self.store.keep_evicted if self.store is not None else None)
 
     @property
@@ -57,6 +57,18 @@ class VlmSession:
     def close(self) -> None:
         if self.store is not None:
             self.store.close()
+
+
+def budget_of(memory: Memory, model: StreamingVlm) -> Budget:
+    """Its tokens, or as many as its bytes allow. Raises: ValueError when those hold next to nothing."""
+    tokens = memory.tokens
+    if not memory.limit:
+        return Budget(tokens, memory.text, rebase_at=max(1 << 15, 2 * tokens))
+    twice = len(model.system) * model.token_bytes  # pinned: kept as it was, too
+    most = Budget.from_bytes(max(0, memory.limit - twice), model.token_bytes, memory.text)
+    if most.tokens <= tokens:
+        return most
+    return replace(most, tokens=tokens, slack=min(tokens, most.capacity - tokens))
 
 
 @dataclass(slots=True, eq=False)

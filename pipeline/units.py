@@ -60,6 +60,9 @@ def parse_bytes(value: Any) -> int:
 Duration = Annotated[int, BeforeValidator(lambda v: v if isinstance(v, int) else parse_duration(v))]
 """pydantic field: ns, written as `40ms`."""
 
+Bytes = Annotated[int, BeforeValidator(lambda v: v if isinstance(v, int) else parse_bytes(v))]
+"""pydantic field: bytes, written as `512MB`."""
+
 
 @dataclass(frozen=True, slots=True)
 class VideoFormat:

@@ -24,7 +24,7 @@ from ..models.vlm_memory import Memory
 from ..pipeline.clock import SECOND
 from ..pipeline.frame import EventFrame, Frame, Gap, TokenFrame, VideoFrame
 from ..pipeline.stage import Control, Flush, In, Out, Outputs, Ports, Stage, StageError
-from ..pipeline.units import Duration
+from ..pipeline.units import Bytes, Duration
 from .importance import tell
 from .vlm_answers import NO_WISHES, Answerer, Voice, tell_answered, tell_spoke_up
 from .vlm_remote import Remote, RemoteOptions
@@ -45,13 +45,15 @@ _MEASURED = (
 
 
 class MemoryOptions(BaseModel):
-    """What is kept of the past. tokens: what attention sees, all in all; text: of it, for questions and answers;
+    """What is kept of the past. tokens: what attention sees, all in all; bytes: of the cache of a session, 0 for as many
+    as tokens take; text: of it, for questions and answers;
     notes: last events put before a question; blocks: pictures kept on disk when they leave the window; recall: how
     many of those join an answer, chosen by scorer (recent and random are there to be compared with)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     tokens: int = Field(default=4096, ge=64, le=131_072)
+    bytes: Bytes = Field(default=0, ge=0)
     text: int = Field(default=512, ge=0, le=16_384)
     notes: int = Field(default=6, ge=0, le=64)
     blocks: int = Field(default=0, ge=0, le=100_000)
@@ -66,7 +68,7 @@ class MemoryOptions(BaseModel):
 
     @property
     def memory(self) -> Memory:
-        return Memory(self.tokens, self.text, self.blocks, self.recall, self.scorer)
+        return Memory(self.tokens, self.text, self.blocks, self.recall, self.scorer, self.bytes)
 
 
 class VlmOptions(RemoteOptions):

@@ -36,10 +36,13 @@ async def load_watch(
         raise StageError(f"node {ctx.node!r}: {e}") from e
     name = f"vlm {options.model} {abs(hash(what)):x}"
     await load(pool, name, rows)
-    watch = Watch(
-        ctx, rows, name, memory, voice=voice, fps=options.fps, answer_tokens=options.answer_tokens,
-        late=options.late, check=options.check, to_tensor=_tensor, notes=notes,
-    )  # fmt: skip
+    try:
+        watch = Watch(
+            ctx, rows, name, memory, voice=voice, fps=options.fps, answer_tokens=options.answer_tokens,
+            late=options.late, check=options.check, to_tensor=_tensor, notes=notes,
+        )  # fmt: skip
+    except ValueError as e:
+        raise StageError(f"node {ctx.node!r}: memory: {e}") from e
     await watch.start()
     ctx.emit("vlm.ready", model=options.model)
     return watch

@@ -102,7 +102,7 @@ class VlmToy(Stage):
         await load(pool, "vlm toy", rows)
         m = o.memory
         self._watch = Watch(
-            self.ctx, rows, "vlm toy", Memory(m.tokens, m.text, m.blocks, m.recall, m.scorer, WINDOW), fps=o.fps,
+            self.ctx, rows, "vlm toy", Memory(m.tokens, m.text, m.blocks, m.recall, m.scorer, pictures=WINDOW), fps=o.fps,
             voice=self._voice, answer_tokens=6, late="drop", check=SECOND, to_tensor=_tensor,
             narrate=self._narrated, decider=Each(o.theta),
         )  # fmt: skip

@@ -174,6 +174,18 @@ def test_a_question_longer_than_all_room_is_cut_or_refused_and_nothing_breaks(fo
     play_it(folder, play)
 
 
+def test_a_session_keeps_to_its_bytes_or_is_told_that_they_hold_nothing(folder: Path) -> None:
+    async def play(stage: VlmStream, context: FakeContext, out: Collected) -> None:
+        session = watch_of(stage).session
+        for i in range(1, 30):
+            await feed(stage, "video", picture(i), out)
+        assert 20_000 < session.nbytes <= 40_000
+
+    play_it(folder, play, memory={"tokens": 4096, "text": 16, "bytes": 40_000})
+    with pytest.raises(StageError, match=r"memory: \d+ bytes hold"):
+        play_it(folder, play, memory={"tokens": 4096, "text": 16, "bytes": 4_000})
+
+
 def test_a_model_that_cannot_be_loaded_is_named() -> None:
     async def run() -> None:
         stage = VlmStream(VlmOptions(model="/nowhere/at/all"))

@@ -9,15 +9,15 @@ import re
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from ..pipeline.clock import SECOND
 from ..pipeline.frame import AudioFrame, Frame, TokenFrame, VideoFrame
 from ..pipeline.stage import Control, In, Outputs, Ports, SetParams, Stage
 from ..pipeline.thread_pool import ThreadPool
-from ..pipeline.units import Duration, parse_bytes
+from ..pipeline.units import Bytes, Duration
 from .disk_room import DiskRoom
 from .recording import Recording
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 AHEAD = 4  # frames given to the thread before the edges fill, and shed their oldest
-Bytes = Annotated[int, BeforeValidator(lambda v: v if isinstance(v, int) else parse_bytes(v))]
 
 
 class RecordOptions(BaseModel):
