@@ -20,7 +20,7 @@ def load_pocket(model: str, speaker: str, language: str) -> Voice:
 
 @cache
 def load(name: str = "auto") -> Voice:
-    """A voice by name, shared by all sessions; "auto" takes flite's, else our own neural one (docs/adr/0019), else espeak-ng's.
+    """A voice by name, shared by all sessions; "auto" takes flite's, else our own neural one (docs/adr/0023), else espeak-ng's.
 
     Raises: NoVoice, saying what to install.
     """

@@ -46,3 +46,10 @@ def test_the_command_names_a_function_that_exists() -> None:
     script = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]["penstock"]
     module, _, name = script.partition(":")
     assert callable(getattr(__import__(module, fromlist=[name]), name))
+
+
+def test_each_decision_has_a_number_of_its_own() -> None:
+    numbers = [path.name[:4] for path in (ROOT / "docs" / "adr").glob("[0-9]*.md")]
+    assert sorted(numbers) == [f"{n:04}" for n in range(1, len(numbers) + 1)]
+    for path in (ROOT / "docs" / "adr").glob("[0-9]*.md"):
+        assert path.read_text(encoding="utf-8").startswith(f"# {int(path.name[:4])}. "), path.name

@@ -100,7 +100,7 @@ def _digest(state: Mapping[str, Tensor]) -> str:
     whole = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         whole.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        whole.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
+        whole.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
     return whole.hexdigest()
 
 
