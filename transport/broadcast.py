@@ -134,7 +134,7 @@ class SharedRung:
             # an encoder that fails ends those who watch it, nobody else
             log.error("encoding %s for %d viewers failed", self.codec, len(self.viewers), exc_info=error)
             for viewer in list(self.viewers):
-                viewer.stop()
+                viewer.lose(self)
 
 
 class Broadcast:

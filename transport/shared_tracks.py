@@ -120,6 +120,15 @@ class SharedVideo(MediaStreamTrack):
             self._fresh.set()
         self._choose(rung)
 
+    def lose(self, rung: Rung) -> None:
+        """That rung's encoder has failed: the end, unless another's pictures come and this one was only to be tried."""
+        if rung is self._next and self._rung is not None:
+            self._next = None
+            assert self.choice is not None
+            self.choice.failed(self._now())
+        else:
+            self.stop()
+
     def _choose(self, rung: Rung) -> None:
         assert self.choice is not None
         wanted = self._rungs(self._codec, self.choice.step(self.bps, rung.bitrate_bps, self._now()))
