@@ -56,7 +56,7 @@ class Wishes:
             return "This model cannot watch for that."
         self.all = [w for w in self.all if w.words != words]
         if len(self.all) >= _MOST:
-            return f"I already watch for {_MOST} things. Say stop telling me, and ask again."
+            return f"I watch for {_MOST} things already, the most that a model does. Say stop telling me, and ask again."
         try:
             ids = self._model.question(_QUESTION.format(words))
         except ValueError as e:
