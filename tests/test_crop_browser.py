@@ -130,7 +130,7 @@ def test_what_matters_comes_as_a_track_of_its_own(
         assert Eye.seen[-1].sharp is None
         page.select_option("#gaze-way", "crop")
         wait("no crop came", lambda: Eye.seen[-1].sharp is not None)
-        assert page.get_attribute("#gaze-words", "data-way") == f"crop by {way}"
+        wait("cut otherwise", lambda: page.get_attribute("#gaze-words", "data-way") == f"crop by {way}")
 
         def together() -> bool:
             frame = Eye.seen[-1]
