@@ -203,6 +203,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--limit", type=float, help="MB an hour; more growth is exit status 1")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server ends with it
     with tempfile.TemporaryDirectory() as folder:
         own = Path(folder) / "camera.yaml"
         own.write_text(HEADLESS % folder)
