@@ -84,3 +84,10 @@ def test_a_wrong_line_of_chat_is_named(tmp_path: Path, text: str, words: str) ->
     chat.write_text(text)
     with pytest.raises(StageError, match=words):
         ChatFile(str(chat))
+
+
+def test_what_is_no_text_is_not_typed(tmp_path: Path) -> None:
+    chat = tmp_path / "chat.txt"
+    chat.write_bytes(b"hello\n\xff\xfe\x00")
+    with pytest.raises(StageError, match="is no text in UTF-8: invalid start byte at byte 6"):
+        ChatFile(str(chat))

@@ -73,3 +73,7 @@ def test_they_leave_the_daemon_where_the_graph_asks() -> None:
     assert EventsPlan(emit=("*.late",)).wants("slow", "late")
     assert not EventsPlan().wants("slow", "late")
     assert EventsPlan().wants("slow", "restart")
+    # 144 numbers several times a second are sent to nobody by a star
+    assert EventsPlan(emit=("watch.*",)).wants("watch", "answered")
+    assert not EventsPlan(emit=("watch.*", "*")).wants("watch", "importance")
+    assert EventsPlan(emit=("*.importance",)).wants("watch", "importance")

@@ -159,6 +159,16 @@ def test_the_oldest_finished_segments_make_room(tmp_path: Path):
     assert not newer.exists()
 
 
+def test_nothing_is_deleted_where_that_would_not_help(tmp_path: Path):
+    """Another program has filled the disk."""
+    kept = [aged(tmp_path / f"s-1/000{n}.mkv", 600, n) for n in range(3)]
+    assert "kept free" in room(tmp_path, keep_free=5000, free=free([1000])).lacks()
+    assert all(path.exists() for path in kept)
+    freed = room(tmp_path, keep_free=1500, free=lambda _: 1000 + 600 * sum(not p.exists() for p in kept))
+    assert freed.lacks() == ""
+    assert [path.exists() for path in kept] == [False, True, True]
+
+
 def test_full_stop_keeps_everything(tmp_path: Path):
     kept = aged(tmp_path / "s-1/0001.mkv", 600, 5)
     assert "quota" in room(tmp_path, quota=500, delete=False).lacks()

@@ -21,9 +21,11 @@ class ChatFile:
 
     def __init__(self, path: str) -> None:
         try:
-            lines = Path(path).read_text("utf-8", "replace").splitlines()
+            lines = Path(path).read_text("utf-8").splitlines()
         except OSError as e:
             raise StageError(f"cannot open {path!r}: {e.strerror}") from e
+        except UnicodeDecodeError as e:
+            raise StageError(f"{path!r} is no text in UTF-8: {e.reason} at byte {e.start}") from e
         self._lines: list[TokenFrame] = []
         at = -SECOND
         for number, line in enumerate(lines, 1):

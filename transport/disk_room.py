@@ -31,23 +31,41 @@ class DiskRoom:
     now: Callable[[], int] = MonotonicClock().wall
 
     def lacks(self) -> str:
-        """Make room if that is allowed. Returns why nothing more can be written, in words; else ""."""
-        while why := self._lack():
-            if not (self.delete and self._delete_oldest()):
+        """Make room if that is allowed. Returns why nothing more can be written, in words; else "".
+
+        Nothing is deleted where that would not help: what others fill a disk with is not ours to make up for.
+        """
+        while (lack := self._lack())[0]:
+            why, missing = lack
+            if not self.delete or missing > sum(size for _, size, _ in self._finished(self._files())):
+                return why
+            if not self._delete_oldest():
                 return why
         return ""
 
-    def _lack(self) -> str:
+    def _lack(self) -> tuple[str, int]:
+        """Why nothing can be written, or "", and the bytes that the file system is short of."""
         try:
             left = self.free(self.root)
         except OSError as e:
-            return f"{self.root}: {e.strerror}"
+            return f"{self.root}: {e.strerror}", 0
         if left < self.keep_free:
-            return f"{self.root} has {_size(left)} left; {_size(self.keep_free)} are kept free"
+            why = f"{self.root} has {_size(left)} left; {_size(self.keep_free)} are kept free"
+            return why, self.keep_free - left
         used = sum(size for _, size, _ in self._files())
         if used >= self.quota:
-            return f"the recordings take {_size(used)} of their quota of {_size(self.quota)}"
-        return ""
+            why = f"the recordings take {_size(used)} of their quota of {_size(self.quota)}"
+            return why, 0  # of our own making
+        return "", 0
+
+    def _finished(self, files: list[tuple[int, int, Path]]) -> list[tuple[int, int, Path]]:
+        """Segments that nobody writes to; what a killed process left unfinished is one of them."""
+        idle = self.now() - IDLE
+        return [
+            (at, size, path)
+            for at, size, path in files
+            if path.suffix in SEGMENTS and (at < idle or not path.stem.endswith(".part"))
+        ]
 
     def _files(self) -> list[tuple[int, int, Path]]:
         """(mtime ns, bytes, path) of all that was recorded."""
@@ -65,16 +83,10 @@ class DiskRoom:
     def _delete_oldest(self) -> bool:
         """Delete one finished segment, and what its session leaves when that was its last."""
         files = self._files()
-        idle = self.now() - IDLE
-        done = [
-            (at, path)
-            for at, _, path in files
-            # what a killed process left unfinished goes as well
-            if path.suffix in SEGMENTS and (at < idle or not path.stem.endswith(".part"))
-        ]
+        done = self._finished(files)
         if not done:
             return False
-        oldest = min(done)[1]
+        idle, oldest = self.now() - IDLE, min(done)[2]
         try:
             oldest.unlink()
             log.info("deleted the recording %s to make room", oldest)

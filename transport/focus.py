@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..pipeline.clock import MS, SECOND, Clock
+from ..pipeline.event_plan import INNER
 from ..pipeline.frame import VideoFrame
 from ..pipeline.graph import Plan
 from .allocator import Grant, Stream
@@ -40,7 +41,6 @@ MAX_PENDING = 8  # FETCHes under way
 FETCH_DEADLINE_MS = 1500
 FETCH_BYTES = 12_000
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
-EVENTS = frozenset({"importance", "fetch"})
 
 
 class Channel(Protocol):
@@ -109,7 +109,7 @@ class Focus:
         """An event of the session; True when it was for us and for no one else."""
         if name == "answered":
             self.worth.answered(fields, self.caps, self.fps, self.clock.now())
-        if name not in EVENTS:
+        if name not in INNER:
             return False
         try:
             if name == "importance":
