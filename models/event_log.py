@@ -71,9 +71,8 @@ class EventLog:
         if len(self._events) > self.limit:
             # an eighth at a time: deleting from the front costs the whole list
             forgotten = max(1, self.limit // 8)
-            self.complete_since = max(
-                self.complete_since or self._events[0].at, self._events[forgotten - 1].at
-            )
+            newest = self._events[forgotten - 1].at
+            self.complete_since = newest if self.complete_since is None else max(self.complete_since, newest)
             del self._events[:forgotten]
 
     def last(self, what: str | Iterable[str] | None = None, thing: str | None = None) -> Event | None:

@@ -187,9 +187,12 @@ class SceneReporter:
 
     # ------------------------------------------------------------ about the past
 
+    def _watched(self, now: int) -> int:
+        """For how long; a file's first picture comes at 0."""
+        return 0 if self.since is None else now - self.since
+
     def _watching(self, sight: Sight, now: int, line: str) -> object:
-        assert self.since is not None
-        return f"My first picture came {ago(now - self.since)}."
+        return f"My first picture came {ago(self._watched(now))}."
 
     def _still_for(self, sight: Sight, now: int, line: str) -> object:
         if blind := self._blind(sight, now):
@@ -215,7 +218,7 @@ class SceneReporter:
             return f"The picture is not {name} now."
         event = self.log.last(wanted)
         if event is None:
-            return f"Since my first picture, {ago(now - (self.since or now))}."
+            return f"Since my first picture, {ago(self._watched(now))}."
         return f"Since {ago(now - event.at)}."
 
     def _when(self, sight: Sight, now: int, line: str) -> object:
@@ -228,7 +231,7 @@ class SceneReporter:
             wanted = ("motion_ended", "motion_lost")
         event = self.log.last(wanted)
         if event is None:
-            return f"Not since my first picture, {ago(now - (self.since or now))}."
+            return f"Not since my first picture, {ago(self._watched(now))}."
         return f"{name} {ago(now - event.at)}."
 
     def _how_often(self, sight: Sight, now: int, line: str) -> object:
@@ -240,9 +243,9 @@ class SceneReporter:
         if count is None:
             return "I cannot know: I no longer have all events of that time.", False
         times = "never" if count == 0 else "once" if count == 1 else f"{count} times"
-        first = self.since or now
-        if length is None or now - length < first:
-            return f"{name} {times} since my first picture, {ago(now - first)}."
+        watched = self._watched(now)
+        if length is None or length > watched:
+            return f"{name} {times} since my first picture, {ago(watched)}."
         return f"{name} {times} in the last {spell(length / SECOND)}."
 
     def _did_move(self, sight: Sight, now: int, line: str) -> object:
@@ -254,8 +257,9 @@ class SceneReporter:
         last = self.log.last(("motion_ended", "motion_lost"))
         if last is not None and last.at >= now - length:
             return f"Yes, the last motion ended {ago(now - last.at)}."
-        if self.since is not None and now - length < self.since:
-            return f"I have seen none, but my first picture came only {ago(now - self.since)}."
+        watched = self._watched(now)
+        if length > watched:
+            return f"I have seen none, but my first picture came only {ago(watched)}."
         if (
             self.log.count(("black_started", "white_started", "frozen_started"), since=now - length) != 0
             or sight.blind
@@ -265,7 +269,7 @@ class SceneReporter:
 
     def _timeline(self, sight: Sight, now: int, line: str) -> object:
         length = span(line)
-        events = self.log.between(now - (length or now - (self.since or now)), now)
+        events = self.log.between(now - (self._watched(now) if length is None else length), now)
         if not events:
             return "Nothing that I can measure has happened in that time."
         told = [f"{event_sentence(e)} {ago(now - e.at)}" for e in events[-3:]]

@@ -100,7 +100,7 @@ class TurnDetector(Stage):
             if probability >= p.threshold - 0.15:  # the gap that Silero's own iterator uses
                 self._voiced = self._heard
         elif probability >= p.sure or (probability >= p.threshold and self._onset is not None):
-            onset, self._onset = self._onset or frame.pts, None
+            onset, self._onset = frame.pts if self._onset is None else self._onset, None
             self._voiced = self._heard
             self._start(onset, probability, out)
         else:  # the first window of a voice is seldom full of it

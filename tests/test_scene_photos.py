@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 from penstock.models.scene_reporter import SceneReporter
-from penstock.models.sights import SECOND
+from penstock.models.sights import SECOND, Sight
 from penstock.pipeline.frame import VideoFrame
 from penstock.stages.vlm_scene import Measure
 from photo_video import KINDS, Shot, shot
@@ -45,3 +45,16 @@ def test_what_it_says_of_photographs_is_true(kind: str) -> None:
             assert found
             assert abs(int(found[1]) / 100 - (0 if kind == "black" else its.luma)) < 0.02
         assert not reporter.ask("is the cat asleep?", now).known
+
+
+def test_a_file_whose_first_picture_comes_at_zero_is_answered_about_all_of_it() -> None:
+    reporter = SceneReporter()
+    for at, motion in ((0, 0.0), (2, 0.1), (4, 0.0), (5, 0.0)):
+        reporter.see(
+            Sight(at * SECOND, 0.5, {"gray": 1.0}, motion, "centre" if motion else "", 0.0, 320, 240, False)
+        )
+    now = 6 * SECOND
+    assert "motion started" in reporter.ask("what happened", now).text
+    often = reporter.ask("how often did something move", now).text
+    assert often == "Something moved once since my first picture, 6 seconds ago."
+    assert reporter.ask("when did it get dark", now).text == "Not since my first picture, 6 seconds ago."

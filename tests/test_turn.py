@@ -75,6 +75,9 @@ def test_a_sure_window_starts_a_turn_at_once_an_unsure_one_needs_a_second() -> N
     talk.windows(0.6)
     assert talk.events[0].pts == 3 * WINDOW
     assert talk.events[0].fields["late_ms"] == 64
+    talk = Talk()
+    talk.windows(0.3, 0.6)
+    assert talk.events[0].pts == 0, "a voice at the very begin of a file"
 
 
 def test_what_was_said_decides_how_long_silence_must_be() -> None:
