@@ -76,9 +76,11 @@ async def fetch(url: str, token: str, wanted: str) -> tuple[str, bytes]:
     remote = importlib.import_module(f"{_ROOT}.transport.remote")
     async with remote.Remote(url, token) as daemon:
         rows: list[dict[str, Any]] = (await daemon.get("/sessions"))["sessions"]
+        if not rows:
+            raise StageError(f"no session runs at {url}: open one, and ask again while it runs")
         found = [row["id"] for row in rows if row["id"].startswith(wanted)]
         if len(found) != 1:
-            running = ", ".join(f"{row['id']} ({row['graph']})" for row in rows[:10]) or "none"
+            running = ", ".join(f"{row['id']} ({row['graph']})" for row in rows[:10])
             what = f"{len(found)} sessions begin with {wanted!r}" if wanted else f"{len(found)} sessions run"
             raise StageError(f"{what}: name one of: {running}")
         return found[0], await daemon.request("POST", f"/sessions/{quote(found[0])}/trace")

@@ -164,7 +164,11 @@ def test_nothing_is_deleted_where_that_would_not_help(tmp_path: Path):
     kept = [aged(tmp_path / f"s-1/000{n}.mkv", 600, n) for n in range(3)]
     assert "kept free" in room(tmp_path, keep_free=5000, free=free([1000])).lacks()
     assert all(path.exists() for path in kept)
-    freed = room(tmp_path, keep_free=1500, free=lambda _: 1000 + 600 * sum(not p.exists() for p in kept))
+
+    def free_now(root: Path) -> int:
+        return 1000 + 600 * sum(not path.exists() for path in kept)
+
+    freed = room(tmp_path, keep_free=1500, free=free_now)
     assert freed.lacks() == ""
     assert [path.exists() for path in kept] == [False, True, True]
 
