@@ -29,7 +29,7 @@ class Autostart:
         self._live: dict[str, HeadlessSession] = {}
         for name in self._names:
             desk.headless.check(name)
-        desk.headless.kept = frozenset(self._names)
+        desk.headless.kept = dict.fromkeys(self._names, clock.now())
 
     def start(self) -> None:
         self._tasks = [
@@ -62,6 +62,7 @@ class Autostart:
                 pause = SECOND
             log.warning("graph %s: %s; again in %d s", name, why, pause // SECOND)
             self._tell(name, running=False, reason=why)
+            self._desk.headless.kept[name] = self._clock.now() + pause
             await self._clock.sleep(pause)
             pause = min(2 * pause, LONGEST)
 

@@ -57,7 +57,9 @@ class Headless:
         self.closed: Callable[[HeadlessSession], None] = lambda live: None
         self.limit = limit
         self.stopping = False
-        self.kept: frozenset[str] = frozenset()  # graphs that run all the time but for pauses
+        self.kept: dict[
+            str, int
+        ] = {}  # graphs that run all the time but for pauses → when the last pause ends
         self.sources = Sources()  # that callers may name
         self._clock = clock
         self._factory = factory

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from ..pipeline.clock import SECOND
 from ..pipeline.stage import StageError
 from ..pipeline.tokens import Scope
 from .body import text_of
 from .desk import Desk
 from .guard import caller_of
+from .headless import HeadlessSession
 from .ice import Ice
-from .live_session import LiveSession
+from .live_session import LiveSession, media_of
+from .offer import OfferError
 from .openapi import Route
 from .sessions import Sessions
 from .signalling import check_owner, find, trickle
@@ -56,16 +59,31 @@ class Whip:
     async def create(self, request: web.Request) -> web.Response:
         kind = request.path.split("/")[1]
         graph, offer = request.match_info["graph"], await text_of(request, SDP)
-        runs = self.desk.headless.of(graph) if kind == "whep" else None
-        if kind == "whep" and runs is None and graph in self.desk.headless.kept:
-            text = f"graph {graph!r} runs all the time, but not in this moment; try again"
-            raise web.HTTPServiceUnavailable(text=text, headers={"Retry-After": "2"})
+        runs = self._running(graph) if kind == "whep" else None
         if runs is not None:
             return self._created(request, kind, *await self.viewers.open(runs, offer, caller_of(request)))
         live, answer = await self.sessions.open(
             graph, offer, caller_of(request), resumable=False, watches=kind == "whep"
         )
         return self._created(request, kind, live, answer)
+
+    def _running(self, graph: str) -> HeadlessSession | None:
+        """What a WHEP client of a graph may watch; None when it gets a copy of its own.
+
+        Raises: OfferError when the graph sends nothing; HTTPServiceUnavailable while it pauses.
+        """
+        headless = self.desk.headless
+        plan = self.desk.graphs.get(graph)
+        if plan is not None and not media_of(plan)[1]:
+            raise OfferError(
+                f"the graph has no webrtc.out for pictures or sound: {graph!r} cannot be watched"
+            )
+        runs = headless.of(graph)
+        if runs is None and graph in headless.kept:
+            text = f"graph {graph!r} runs all the time, but not in this moment; try again"
+            left_s = -(-(headless.kept[graph] - self.desk.sessions.clock.now()) // SECOND)
+            raise web.HTTPServiceUnavailable(text=text, headers={"Retry-After": str(max(2, left_s))})
+        return runs
 
     async def watch(self, request: web.Request) -> web.Response:
         graph, caller = request.match_info["graph"], caller_of(request)
