@@ -201,13 +201,23 @@ def test_a_rate_that_the_encoder_lacks_is_resampled(tmp_path: Path) -> None:
     assert out.of("audio")[0].pcm.shape == (960, 2)
 
 
+@pytest.mark.parametrize("kind", ["mkv", "mp4"])
+def test_a_file_read_for_its_pictures_may_have_more_sound(tmp_path: Path, kind: str) -> None:
+    frames = [(port, frame) for port, frame in synthetic(4) if port == "audio" or frame.pts < 2 * SECOND]
+    write([tmp_path / f"a.{kind}"], frames)
+    for ports in (["video"], ["audio"], ["video", "audio"]):
+        _, ctx = read(tmp_path / f"a.{kind}", *ports)
+        assert not [fields for name, fields in ctx.events if name == "warning"], ports
+
+
 def test_a_truncated_file_gives_what_is_there_then_warns(tmp_path: Path) -> None:
     write([tmp_path / "a.mkv", tmp_path / "a.mp4"], synthetic(4))
     data = (tmp_path / "a.mkv").read_bytes()
     (tmp_path / "cut.mkv").write_bytes(data[: len(data) // 2])
     out, ctx = read(tmp_path / "cut.mkv")
     assert 30 < len(out.of("video")) < 100
-    assert any("cut short" in str(fields["message"]) for name, fields in ctx.events if name == "warning")
+    for told in (ctx, read(tmp_path / "cut.mkv", "video")[1]):
+        assert any("of 4.0" in str(f["message"]) and "cut short" in str(f["message"]) for _, f in told.events)
     data = (tmp_path / "a.mp4").read_bytes()
     (tmp_path / "cut.mp4").write_bytes(data[:300])
     with pytest.raises(StageError, match=r"cut\.mp4.*neither pictures nor sound"):

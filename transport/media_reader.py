@@ -24,6 +24,7 @@ from ..pipeline.units import AudioFormat, VideoFormat
 from .srt_pipe import SrtPipe
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
+_MKV_END = re.compile(r"(\d+):(\d\d):(\d\d\.\d+)")  # what Matroska tells of each stream: its last time
 _JUMP = 40 * MS  # sound whose time differs by more than this starts anew there; less is rounding
 _HOLD = SECOND  # of media that waits for another stream's earlier frames
 _HOLD_PICTURES = 12
@@ -89,9 +90,11 @@ class MediaReader:
         ]
         for stream in self._streams:
             stream.thread_type = "SLICE" if self.live else "AUTO"
-        start, length = self._container.start_time, self._container.duration
-        self._start: int | None = None if self.live else (start or 0) * 1000  # av's unit is the µs
-        self.duration = 0 if self.live or not length or length < 0 else length * 1000
+        start = (self._container.start_time or 0) * 1000  # av's unit is the µs
+        self._start: int | None = None if self.live else start
+        self.duration = (
+            0 if self.live else self._length(start)
+        )  # of what is read, ns; 0 where it is not known
         self._sound = _Sound(audio)
         self._heap: list[tuple[int, int, str, Any]] = []
         self._order = 0
@@ -126,6 +129,15 @@ class MediaReader:
         self._container.close()
         if self._pipe:
             self._pipe.close()
+
+    def _length(self, start: int) -> int:
+        """Until the last of the streams that are read ends: others may go on."""
+        ends = [_end(stream) for stream in self._streams]
+        if ends and all(ends):
+            return max(0, max(ends) - start)
+        if len(self._streams) < len(self._container.streams):
+            return 0  # the container's may be another stream's
+        return max(0, self._container.duration or 0) * 1000
 
     # ------------------------------------------------------------ decoding
 
@@ -281,6 +293,14 @@ class _Sound:
             self.until = self._begin + self._given * SECOND // rate_hz
             out.append(AudioFrame(pts=pts, pcm=pcm, rate_hz=rate_hz))
         return out
+
+
+def _end(stream: Any) -> int:
+    """When a stream ends by its own header, ns; 0 where that tells nothing."""
+    if stream.duration and stream.duration > 0:
+        return round(((stream.start_time or 0) + stream.duration) * stream.time_base * SECOND)
+    match = _MKV_END.fullmatch(stream.metadata.get("DURATION", ""))
+    return round((int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3])) * SECOND) if match else 0
 
 
 def _open(path: str, timeout_s: float, pipe: SrtPipe | None) -> Any:
