@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -76,9 +77,14 @@ class HubVlm:
             torch.tensor(self.prompt.first_ids("yes", "Yes", " yes", " Yes")),
             torch.tensor(self.prompt.first_ids("no", "No", " no", " No")),
         )
-        numbers = _read(folder / "preprocessor_config.json")
+        file = folder / "preprocessor_config.json"
+        numbers = _read(file)
         mean, std = numbers.get("image_mean", [0.5] * 3), numbers.get("image_std", [0.5] * 3)
-        self._mean, self._std = (torch.tensor(v, device=self.device)[:, None, None] for v in (mean, std))
+        try:
+            self._mean, self._std = (torch.tensor(v, device=self.device).view(3, 1, 1) for v in (mean, std))
+        except (TypeError, ValueError, RuntimeError) as e:
+            words = f"image_mean is {mean!r}, image_std {std!r}; accepted: three numbers each"
+            raise ModelError(f"{file}: {words}") from e
         vision = config.vision_config
         self._patch = int(vision.patch_size)
         self._merge = int(getattr(vision, "spatial_merge_size", 1))
@@ -229,7 +235,9 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
     except (OSError, ValueError) as e:
         raise ModelError(f"{path}: cannot be read: {e}") from e
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        raise ModelError(f"{path}: cannot be read: holds {type(found).__name__}, not an object of JSON")
+    return found
 
 
 def _config(folder: Path) -> str:
@@ -244,15 +252,30 @@ def _config(folder: Path) -> str:
 def _load(folder: Path, device: torch.device, dtype: str) -> Any:
     from transformers import AutoModelForImageTextToText
 
-    if not list(folder.glob("*.safetensors")):
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
         raise ModelError(f"{folder}: no *.safetensors there; other formats can hold code and are not read")
+    for file in files:  # which of many shards, before any is read
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except (SafetensorError, OSError) as e:
+            raise ModelError(f"{file}: truncated or not safetensors ({e})") from e
     wanted = dtype if dtype != "auto" else "float32" if device.type == "cpu" else "bfloat16"
+    model: Any
     try:
-        model: Any = AutoModelForImageTextToText.from_pretrained(
-            folder, dtype=getattr(torch, wanted), use_safetensors=True, local_files_only=True
-        )
-    except (OSError, ValueError, KeyError, RuntimeError) as e:
-        raise ModelError(f"{folder}: cannot be loaded: {str(e).strip().splitlines()[0]}") from e
+        model, info = AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=getattr(torch, wanted), use_safetensors=True, local_files_only=True,
+            ignore_mismatched_sizes=True, output_loading_info=True,
+        )  # fmt: skip
+    except Exception as e:  # each library has its own
+        words = " ".join(str(e).split())[:300] or type(e).__name__
+        raise ModelError(f"{folder}: cannot be loaded: {words}") from e
+    if unlike := sorted(info["mismatched_keys"]):
+        name, held, asked = unlike[0]
+        raise ModelError(f"{folder}: {name} is {tuple(held)}, but config.json asks for {tuple(asked)}")
+    if missing := info["missing_keys"]:  # they would be filled with noise
+        raise ModelError(f"{folder} lacks {len(missing)} weights, the first: {min(missing)}")
     return model.eval().requires_grad_(False).to(device)
 
 

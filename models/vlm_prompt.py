@@ -11,6 +11,7 @@ _ASKED, _SAID = "\u2402question\u2402", "\u2402answer\u2402"  # never part of a 
 SYSTEM = (
     "You watch a live video. Answer in one or two short spoken sentences, only from what the pictures show."
 )
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 class Prompt:
@@ -22,10 +23,12 @@ class Prompt:
     def __init__(self, folder: Path, picture: str, system: str = "") -> None:
         from transformers import AutoTokenizer
 
+        if not any((folder / name).is_file() for name in _TOKENIZERS):
+            raise ValueError(f"{folder}: no tokenizer there: it has none of {', '.join(_TOKENIZERS)}")
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, KeyError) as e:
-            raise ValueError(f"{folder}: no tokenizer can be read there: {str(e).splitlines()[0]}") from e
+        except Exception as e:  # the tokenizers package raises no narrower one
+            raise ValueError(f"{folder}: its tokenizer cannot be read: {_words(e)}") from e
         template = self._tokenizer.chat_template or _template(folder)
         if not template:
             raise ValueError(
@@ -38,9 +41,12 @@ class Prompt:
             {"role": "assistant", "content": [{"type": "text", "text": _SAID}]},
             {"role": "user", "content": turn},
         ]
-        text: str = self._tokenizer.apply_chat_template(
-            chat, chat_template=template, tokenize=False, add_generation_prompt=True
-        )
+        try:
+            text: str = self._tokenizer.apply_chat_template(
+                chat, chat_template=template, tokenize=False, add_generation_prompt=True
+            )
+        except Exception as e:  # a template is a program
+            raise ValueError(f"{folder}: its chat template cannot be used: {_words(e)}") from e
         head, *rest = text.split(picture)
         if len(rest) != 2 or _ASKED not in rest[0] or _SAID not in rest[0]:
             raise ValueError(f"{folder}: its chat template does not show a picture as {picture!r}")
@@ -76,3 +82,7 @@ def _template(folder: Path) -> str:
             text = path.read_text(encoding="utf-8")
             return text if name.endswith("jinja") else str(json.loads(text).get("chat_template", ""))
     return ""
+
+
+def _words(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from penstock.models.vlm_memory import Memory
 from penstock.models.vlm_session import Job, Runner, Say, Take, Talk, VlmSession, importance
+from safetensors.torch import load_file, save_file
 from tiny_vlms import EACH, FAMILIES, write_checkpoint
 from torch import Tensor
 
@@ -208,4 +210,46 @@ def test_what_cannot_be_loaded_is_told_in_words(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "smolvlm"}')
     (tmp_path / "pytorch_model.bin").write_bytes(b"code")
     with pytest.raises(ModelError, match="safetensors"):
+        HubVlm(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("model.safetensors", b"half of it", r"model\.safetensors: truncated or not safetensors"),
+        ("config.json", b'{"model_type": "smol', r"config\.json: cannot be read: Unterminated string"),
+        ("config.json", b"[1]", r"config\.json: cannot be read: holds list"),
+        ("tokenizer.json", None, "no tokenizer there: it has none of tokenizer.json"),
+        ("tokenizer.json", b'{"version": ', "its tokenizer cannot be read: Expecting value"),
+        ("chat_template.jinja", b"{% for", "its chat template cannot be used"),
+        ("preprocessor_config.json", b'{"image_mean": "half"}', "image_mean is 'half'"),
+    ],
+)
+def test_a_damaged_file_is_named_in_one_line(
+    folders: dict[str, Path], tmp_path: Path, name: str, content: bytes | None, told: str
+) -> None:
+    loaded(folders, "smolvlm")
+    shutil.copytree(folders["smolvlm"], tmp_path, dirs_exist_ok=True)
+    (tmp_path / name).unlink()
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=told) as refused:
+        HubVlm(tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+def test_weights_that_are_missing_or_of_another_shape_are_not_filled_with_noise(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    loaded(folders, "smolvlm")
+    shutil.copytree(folders["smolvlm"], tmp_path, dirs_exist_ok=True)
+    weights = load_file(tmp_path / "model.safetensors")
+    head = weights.pop("lm_head.weight")
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks 1 weights, the first: lm_head\.weight"):
+        HubVlm(tmp_path)
+    save_file(weights | {"lm_head.weight": head[:9]}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        ModelError, match=r"lm_head\.weight is \(9, 64\), but config\.json asks for \(200, 64\)"
+    ):
         HubVlm(tmp_path)
