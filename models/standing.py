@@ -19,6 +19,9 @@ _CAN = (
     "I can tell you when something moves, also on one side; when all is still; when it gets dark or bright; "
     "when the picture goes black, freezes or comes back; and when its size changes."
 )
+# in a wish they are clear; in a question they may ask what cannot be known
+_MORE_WORDS = frozenset({"back", "comes", "ends", "its", "stops", "unfrozen"})
+_BACK = ("black_ended", "white_ended", "frozen_ended")
 
 
 @dataclass(slots=True)
@@ -38,19 +41,25 @@ def rule_from(line: str) -> Rule | str:
     """A rule from "tell me when …" in lower case, or in words why not."""
     found = re.search(r"\b(when|whenever|if|once|as soon as)\b(.*)", line)
     wish = found[2].strip() if found else ""
-    strange = [w for w in wish.split() if w not in WORDS and not w.isdigit()]
+    strange = [w for w in wish.split() if w not in WORDS | _MORE_WORDS and not w.isdigit()]
     if strange or not wish:
         about = f"I know nothing of {strange[0]!r}. " if strange else ""
         return f"I cannot watch for that. {about}{_CAN}"
     repeat = found is not None and (found[1] == "whenever" or "every time" in line)
     if re.search(
-        r"\b(nothing moves|nothing is moving|still|quiet|calm|no motion|stops? moving|motion (stops|ends))\b",
+        r"\b(still|quiet|calm|stops? moving|(motion|movement) (stops|ends)|not (move|moving|change|changing)"
+        r"|(nothing|no|without)( is)? (moves|moving|motion|movement|happens|happening|changes|changing))\b",
         wish,
     ):
         length = span(wish) or 5 * SECOND
         return Rule(f"nothing moves for {spell(length / SECOND)}", frozenset(), still=length, repeat=repeat)
+    denied = re.search(r"\b(not|no|nothing|without)\b", wish) is not None
     table: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-        (r"\b(back|again|ends?|ended|unfrozen)\b.*\b|\bcomes? back\b", "the picture comes back", ("black_ended", "white_ended", "frozen_ended")),
+        (r"\b(freezes?|frozen|stuck|hangs|black|covered|off|white)\b", "the picture comes back", _BACK),
+        (r"\b(dark|darker)\b", "it is no longer dark", ("got_lighter", "got_bright")),
+        (r"\bbright\b", "it is no longer bright", ("got_dimmer", "got_dark")),
+    ) if denied else (
+        (r"\b(back|ends?|ended|unfrozen)\b", "the picture comes back", _BACK),
         (r"\b(freezes?|frozen|stuck|hangs)\b", "the picture freezes", ("frozen_started",)),
         (r"\b(black|covered|off)\b", "the picture goes black", ("black_started",)),
         (r"\bwhite\b", "the picture goes white", ("white_started",)),
@@ -58,10 +67,12 @@ def rule_from(line: str) -> Rule | str:
         (r"\b(bright|brighter|lighter)\b", "it gets brighter", ("got_bright", "got_lighter")),
         (r"\blight (changes?|changed)\b", "the light changes", ("got_dark", "got_bright", "got_lighter", "got_dimmer")),
         (r"\b(size|resolution)\b", "the size changes", ("size_changed",)),
+        (r"\bagain\b", "the picture comes back", _BACK),
     )  # fmt: skip
     if (
         re.search(r"\b(moves?|moving|motion|movement|happens|changes|changed)\b", wish)
         and "light" not in wish
+        and not denied
     ):
         sides = {"left": "left", "right": "right", "top": "top", "bottom": "bottom", "middle": "centre", "centre": "centre", "center": "centre"}  # fmt: skip
         side = next((region for word, region in sides.items() if re.search(rf"\b{word}\b", wish)), "")

@@ -262,15 +262,15 @@ def _load(folder: Path, device: torch.device, dtype: str) -> Any:
         except (SafetensorError, OSError) as e:
             raise ModelError(f"{file}: truncated or not safetensors ({e})") from e
     wanted = dtype if dtype != "auto" else "float32" if device.type == "cpu" else "bfloat16"
-    model: Any
     try:
-        model, info = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
             folder, dtype=getattr(torch, wanted), use_safetensors=True, local_files_only=True,
             ignore_mismatched_sizes=True, output_loading_info=True,
         )  # fmt: skip
     except Exception as e:  # each library has its own
         words = " ".join(str(e).split())[:300] or type(e).__name__
         raise ModelError(f"{folder}: cannot be loaded: {words}") from e
+    model, info = loaded
     if unlike := sorted(info["mismatched_keys"]):
         name, held, asked = unlike[0]
         raise ModelError(f"{folder}: {name} is {tuple(held)}, but config.json asks for {tuple(asked)}")

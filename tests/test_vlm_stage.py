@@ -250,6 +250,25 @@ def test_standing_questions_of_the_graph_file_are_asked_again_and_again_or_refus
             Camera(tell=(wish,))
 
 
+@pytest.mark.parametrize(
+    ("wish", "told"),
+    [
+        ("it gets dark again", "it gets dark"),
+        ("something moves again", "something moves or changes"),
+        ("you can see again", "the picture comes back"),
+        ("the picture comes back", "the picture comes back"),
+        ("it is not black again", "the picture comes back"),
+        ("it is not dark", "it is no longer dark"),
+        ("it is not moving", "nothing moves for 5 seconds"),
+        ("nothing happens for 9 seconds", "nothing moves for 9 seconds"),
+        ("it stops moving", "nothing moves for 5 seconds"),
+        ("its size changes", "the size changes"),
+    ],
+)
+def test_a_wish_is_taken_as_it_is_meant(wish: str, told: str) -> None:
+    assert Camera().ask(f"tell me when {wish}") == f"I will tell you when {told}."
+
+
 def test_motion_elsewhere_is_not_motion_on_the_left() -> None:
     camera = Camera()
     camera.show(*still(4))
