@@ -234,6 +234,9 @@ class Stage:
     async def setup(self) -> None:
         """Load and warm up. The session starts when all stages have returned. Raises: StageError."""
 
+    async def loaded(self) -> None:
+        """After `setup`: until what it left to load in the background is there. Raises: StageError when it will not be."""
+
     def process(self, port: str, frame: Frame, out: Outputs) -> Awaitable[None] | None:
         """Take one frame of an input port. Late, flushed and lost frames never get here."""
         raise NotImplementedError(f"{type(self).__name__} has no process()")

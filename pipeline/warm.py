@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping
 from typing import Any
 
-from .clock import Clock
+from .clock import SECOND, Clock
+from .errors import of_node
 from .frame import Frame
 from .graph import NodePlan, Plan
 from .session import Binding, Session
 from .stage import Outputs, Stage, StageError
 
 log = logging.getLogger(__name__)
+
+BACKGROUND = 30 * SECOND  # of waiting for what a stage loads beside its `setup`
 
 
 def _silent_end(node: NodePlan) -> Binding:
@@ -33,11 +37,21 @@ def _silent_end(node: NodePlan) -> Binding:
     return bind
 
 
+async def _loaded(node: str, stage: Stage, clock: Clock) -> None:
+    try:
+        async with asyncio.timeout(BACKGROUND / SECOND):
+            await stage.loaded()
+    except TimeoutError:
+        log.info("node %s goes on loading", node)
+    except StageError as e:
+        raise of_node(node, e) from e
+
+
 async def warm(plan: Plan, clock: Clock, make: Any = Session) -> str:
     """Set up every stage of the graph once and close it again. Returns "" or what failed, in words.
 
-    make: as `Session`, with the daemon's pools. Graphs without a live end are left alone: setting them
-    up would open their cameras and files.
+    What loads in the background is waited for, up to BACKGROUND. make: as `Session`, with the daemon's pools.
+    Graphs without a live end are left alone: setting them up would open their cameras and files.
     """
     ends: Mapping[str, Binding] = {
         n.use: _silent_end(n) for n in plan.nodes.values() if n.use in ("webrtc.in", "webrtc.out")
@@ -47,6 +61,9 @@ async def warm(plan: Plan, clock: Clock, make: Any = Session) -> str:
     session: Session = make(plan, f"warm-{plan.name}", clock, bindings=ends)
     try:
         await session.start()
+        await asyncio.gather(
+            *(_loaded(runner.node, runner.stage, clock) for runner in session.runners.values())
+        )
     except StageError as e:
         log.error("graph %s cannot start: %s", plan.name, e)
         return f"{plan.name}: {e}"

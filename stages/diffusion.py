@@ -36,7 +36,7 @@ from ..pipeline.stage import (
     StageError,
 )
 from .diffusion_params import DiffusionOptions, DiffusionParams
-from .diffusion_rows import DiffusionRows, Step, Stream, make
+from .diffusion_rows import DiffusionRows, Step, Stream, load
 
 LATE = SECOND  # after capture, for pictures without a deadline
 CUT = 3 * SECOND  # between two pictures: the scene before is forgotten
@@ -75,34 +75,36 @@ class DiffusionStream(Stage):
         self.skipped = self.replaced = self.thinned = self.late = self.passed = self.dropped = 0  # pictures
         self._mail: list[VideoFrame] = []  # the newest that wait: one, or a chunk
         self._out: Outputs | None = None
-        self._wake, self._idle = asyncio.Event(), asyncio.Event()
+        self._wake, self._idle, self._loaded = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._rows: DiffusionRows | None = None  # None while warming
-        self._name = ""
         self._stream: Stream | None = None
         self._preparing: asyncio.Future[None] | None = None  # another size
         self._filter, self._motion = SimilarityFilter(), MotionNoise()
         self._shown: VideoFrame | None = None  # the last picture that was drawn
         self._forget = False  # before the next picture
         self._seen = NEVER  # pts of the last picture that was drawn
-        self._due = 0.0  # pictures owed at a lower frame rate
-        self._entered = 0  # entries of this scene
-        self._flying = 0
+        self._entered = self._flying = 0  # entries of this scene, and on their way
         self._asked: tuple[float, int] = (0.0, 0)  # rate and steps that the pool was asked for
         self._arrivals: list[int] = []  # pts
-        self._rate = 0.0  # Hz; 0 until it is measured
+        self._due = self._rate = 0.0  # pictures owed at a lower frame rate; Hz, 0 until it is measured
         if self.ctx.realtime:
             self._worker = asyncio.create_task(self._work(), name=f"{self.ctx.session}/{self.ctx.node}/draw")
         else:
             await self._load()
+
+    async def loaded(self) -> None:
+        await self._loaded.wait()
+        if self.ctx.realtime and self._worker.done():
+            self._worker.result()
 
     async def _load(self) -> None:
         """Load the weights, and run the shapes of a stream: the first forwards of a process are far slower."""
         o, pool = self.options, self.ctx.pool()
         args = o.loading(pool.device)
         self._name = "diffusion " + ",".join(str(v) for v in args.values() if v is not None)
+        rows = await load(pool, self._name, args)
+        self._loaded.set()
         try:
-            await pool.load(self._name, "penstock.stages.diffusion_rows:make", args)
-            rows = await pool.call(lambda: make(**args))  # the same weights, from this process's cache
             settings = self.params.settings(MAX_STEPS)
             # where another size takes its time, all that the ladder may ask for
             scales = {q.scale for q in parse_ladder(self.degrade)} if rows.model.captures else {1.0}
@@ -112,8 +114,8 @@ class DiffusionStream(Stage):
                 entry = Entry((np.zeros((*size, 3), np.uint8),) * rows.model.chunk(0), (None,))
                 await pool.warm(self._name, lambda e=entry, s=stream: Row(Step(e, 0), state=s))
                 rows.leave(stream)
-        except (ValueError, StageError) as e:
-            raise StageError(f"{self.ctx.node}: {e}") from e
+        except ValueError as e:
+            raise StageError(str(e)) from e
         self._rows = rows
         self._ask()
         self.ctx.emit("diffusion.ready", model=o.model)
@@ -234,6 +236,7 @@ class DiffusionStream(Stage):
             raise e.exceptions[0] from e
         finally:
             self._idle.set()
+            self._loaded.set()
 
     async def _take_mail(self, flights: asyncio.TaskGroup) -> None:
         """Begin with what waits as soon as there is room on the way; each goes its way in a task of its own."""

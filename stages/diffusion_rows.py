@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,9 @@ import torch
 
 from ..models import stream_models
 from ..models.stream_model import Entry, Finished, Settings
+from ..pipeline.errors import LastingError, one_line
 from ..pipeline.rows import Again, Row
+from ..pipeline.stage import Pool, StageError
 from .diffusion_slots import AnyModel, slots_of
 
 
@@ -91,6 +93,18 @@ class DiffusionRows:
                 return []
             after = self.model.advance(stream.state, *result)
         return after if isinstance(after, list) else Again(Step(after, row.payload.scene))
+
+
+async def load(pool: Pool, name: str, args: Mapping[str, Any]) -> DiffusionRows:
+    """The model in the pool, under that name. Raises: LastingError in words of the checkpoint, StageError."""
+    try:
+        await pool.load(name, "penstock.stages.diffusion_rows:make", args)
+        return await pool.call(lambda: make(**args))  # the same weights, from this process's cache
+    except (StageError, ValueError) as e:
+        cause = e.__cause__ if isinstance(e, StageError) else e
+        if isinstance(cause, ValueError):  # another try would read the same file
+            raise LastingError(one_line(cause)) from e
+        raise
 
 
 def make(model: str, weights: str | None, **how: Any) -> DiffusionRows:
