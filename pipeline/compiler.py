@@ -95,7 +95,7 @@ class _Compiler(Faults):
         self._read_queues(self.mapping(data.get("queues"), ("queues",), "'queues'"))
         slo = self._read_slo(self.mapping(data.get("slo"), ("slo",), "'slo'"))
         bodies = self.mapping(data.get("nodes"), ("nodes",), "'nodes'")
-        if not bodies:
+        if not bodies and not data.get("nodes"):
             self.fault(("nodes",), "'nodes' is missing or empty: a graph needs a source and a sink")
         classes = {n: c for n, body in bodies.items() if (c := self._stage_class(n, body))}
         nodes = {n: self._node(n, bodies[n], classes) for n in classes}

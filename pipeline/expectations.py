@@ -113,7 +113,7 @@ def read_cases(path: Path, plan: Plan) -> list[Case]:
         faults.fault(("penstock_test",), "a test file starts with 'penstock_test: 1'")
     cases: list[Case] = []
     given = faults.mapping(body.get("cases"), ("cases",), "'cases'")
-    if not given:
+    if not given and not body.get("cases"):
         faults.fault(("cases",), "'cases' names no case")
     for name, value in given.items():
         where = ("cases", name)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from .errors import Fault
-from .units import parse_duration
+from .units import Quantity, parse_duration
 from .yaml_marks import Marks, Path
 
 
@@ -18,6 +20,56 @@ def near(value: str, accepted: list[str] | tuple[str, ...]) -> str:
     match = get_close_matches(value, accepted, n=1)
     hint = f"; did you mean {match[0]!r}?" if match else ";"
     return f"{hint} accepted: {', '.join(accepted) if accepted else 'nothing'}"
+
+
+_EXPECTED = {
+    "bool_parsing": "true or false is expected",
+    "bool_type": "true or false is expected",
+    "dict_type": "a mapping is expected, as {name: value}",
+    "extra_forbidden": "there is no such key",
+    "float_parsing": "a number is expected",
+    "float_type": "a number is expected",
+    "int_from_float": "a whole number is expected",
+    "int_parsing": "a whole number is expected",
+    "int_type": "a whole number is expected",
+    "mapping_type": "a mapping is expected, as {name: value}",
+    "missing": "it must be given",
+    "model_attributes_type": "a mapping is expected, as {name: value}",
+    "model_type": "a mapping is expected, as {name: value}",
+}
+_PLAIN = re.compile(r"[\w./ -]{1,60}")  # needs no quotes in YAML
+_LISTS = ("frozen_set_type", "list_type", "set_type", "tuple_type")
+_BOUNDS = {
+    "greater_than": ("more than", "gt"),
+    "greater_than_equal": ("at least", "ge"),
+    "less_than": ("less than", "lt"),
+    "less_than_equal": ("at most", "le"),
+}
+
+
+def in_words(error: ErrorDetails, tell: bool = True) -> str:
+    """What is expected instead, without the place. tell: may the value be shown? (A secret may not.)"""
+    kind, ctx, value = error["type"], error.get("ctx", {}), error["input"]
+    if kind == "value_error":
+        said = error["msg"].removeprefix("Value error, ")
+        told = not tell or not isinstance(value, str | int | float) or str(value) in said
+        return said if told else f"{said} (got {value!r:.80})"
+    if kind in _BOUNDS:
+        words, key = _BOUNDS[kind]
+        bound = type(value)(ctx[key]) if isinstance(value, Quantity) else ctx[key]
+        said = f"it must be {words} {str(bound).removesuffix('.0')}"
+    elif kind in _LISTS:
+        shown = tell and isinstance(value, str | int | float) and _PLAIN.fullmatch(str(value))
+        said = f"a list is expected, as [{value if shown else 'a, b'}]"
+    elif kind == "string_type":
+        said = "text is expected" + ("; put it in quotes" if isinstance(value, int | float) else "")
+    elif kind == "string_pattern_mismatch":
+        said = f"accepted is what matches {ctx['pattern']}"
+    elif kind in ("enum", "literal_error"):
+        said = f"accepted: {ctx['expected']}"
+    else:
+        said = _EXPECTED.get(kind, error["msg"])
+    return f"{said} (got {value!r:.80})" if tell and kind != "missing" else said
 
 
 class Faults:
@@ -68,9 +120,6 @@ class Faults:
         except ValidationError as e:
             for error in e.errors():
                 loc = tuple(error["loc"])
-                message = error["msg"].removeprefix("Value error, ")
-                given = (
-                    "" if error["type"] in ("missing", "value_error") else f" (got {error['input']!r:.80})"
-                )
-                self.fault((*where, *loc), f"{what}: {'.'.join(map(str, loc))}: {message}{given}")
+                name = f"{'.'.join(map(str, loc))}: " if loc else ""
+                self.fault((*where, *loc), f"{what}: {name}{in_words(error)}")
             return model.model_construct()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel, ValidationError
 
-from .faults import near
+from .faults import in_words, near
 from .stage import StageError
 
 
@@ -20,5 +20,4 @@ def changed(model: type[BaseModel], old: BaseModel, values: Mapping[str, object]
     except ValidationError as e:
         first = e.errors()[0]
         key = ".".join(map(str, first["loc"])) or "?"
-        message = first["msg"].removeprefix("Value error, ")
-        raise StageError(f"parameter {node}.{key}: {message} (got {first['input']!r:.80})") from e
+        raise StageError(f"parameter {node}.{key}: {in_words(first)}") from e

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, PlainSerializer
 
 from .clock import MS, SECOND
 
@@ -57,11 +58,53 @@ def parse_bytes(value: Any) -> int:
     raise ValueError(f"{value!r} is not a size; write a number and a unit, as 64MiB or 500kB")
 
 
-Duration = Annotated[int, BeforeValidator(lambda v: v if isinstance(v, int) else parse_duration(v))]
-"""pydantic field: ns, written as `40ms`."""
+class Quantity(int):
+    """A number whose unit is known: only code makes one, so a bare number of a file is never taken for it."""
 
-Bytes = Annotated[int, BeforeValidator(lambda v: v if isinstance(v, int) else parse_bytes(v))]
-"""pydantic field: bytes, written as `512MB`."""
+    def __repr__(self) -> str:
+        return str(self)
+
+
+class Nanoseconds(Quantity):
+    """For a `Duration` that code sets: `Options(stall=Nanoseconds(400 * MS))`."""
+
+    def __str__(self) -> str:
+        return written(self, {unit: ns for unit, ns in _UNIT_NS.items() if unit != "m"}, "0s")
+
+
+class ByteCount(Quantity):
+    """For `Bytes` that code sets."""
+
+    def __str__(self) -> str:
+        return written(self, _BYTE_UNIT, "0B")
+
+
+def written(value: int, units: Mapping[str, int], zero: str) -> str:
+    """In the unit that makes it a whole number, and the smallest: 90_000_000_000 ns → `90s`."""
+    whole = [(value // size, unit) for unit, size in units.items() if value % size == 0]
+    count, unit = min(whole, key=lambda w: abs(w[0]))
+    return f"{count}{unit}" if value else zero
+
+
+def _duration(value: Any) -> Nanoseconds:
+    if isinstance(value, Nanoseconds):
+        return value
+    return Nanoseconds(0 if type(value) is int and value == 0 else parse_duration(value))
+
+
+def _bytes(value: Any) -> ByteCount:
+    if isinstance(value, ByteCount):
+        return value
+    return ByteCount(0 if type(value) is int and value == 0 else parse_bytes(value))
+
+
+Duration = Annotated[
+    int, BeforeValidator(_duration), PlainSerializer(lambda v: str(Nanoseconds(v)), return_type=str)
+]
+"""pydantic field: ns, written as `40ms`, and so again in a dump. Of bare numbers only 0 is taken."""
+
+Bytes = Annotated[int, BeforeValidator(_bytes), PlainSerializer(lambda v: str(ByteCount(v)), return_type=str)]
+"""pydantic field: bytes, written as `512MB`, and so again in a dump. Of bare numbers only 0 is taken."""
 
 
 @dataclass(frozen=True, slots=True)

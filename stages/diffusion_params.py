@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from ..models import stream_models
 from ..models.stream_model import MAX_STEPS, STEADY, Settings, Switch, fitted
 from ..pipeline.stage import NoFields
+
+
+def _camera(size: str) -> str:
+    if not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}", size):
+        raise ValueError(f"{size!r} is no size of a camera; write WIDTHxHEIGHT, as 640x480")
+    return size
 
 
 class DiffusionOptions(NoFields):
@@ -38,7 +45,7 @@ class DiffusionOptions(NoFields):
     ] = False
 
     prepare: Annotated[
-        tuple[Annotated[str, Field(pattern=r"^[1-9]\d{0,4}x[1-9]\d{0,4}$")], ...],
+        tuple[Annotated[str, AfterValidator(_camera)], ...],
         Field(
             max_length=8,
             description="Sizes of cameras that a GPU is made ready for at the start; pictures of others "

@@ -198,5 +198,5 @@ def test_a_file_waits_for_its_size(weights: Path, monkeypatch: pytest.MonkeyPatc
 def test_sizes_to_prepare_are_read_and_refused_in_words() -> None:
     options = DiffusionOptions(side=256, prepare=("640x480", "1280x720", "640x480"))
     assert options.sizes([0.5, 1.0], 16) == [(224, 288), (112, 144), (192, 336), (96, 176)]
-    with pytest.raises(ValidationError, match="prepare"):
+    with pytest.raises(ValidationError, match="'640' is no size of a camera; write WIDTHxHEIGHT"):
         DiffusionOptions(prepare=("640",))

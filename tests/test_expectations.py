@@ -100,7 +100,10 @@ def test_a_stage_that_fails_fails_its_case(tmp_path: Path) -> None:
                 "nobody",
             ],
         ),
-        ("penstock_test: 1\ncases: {a: {expect: {src.text: {wer: 3}}}}", ["less than or equal to 1"]),
+        (
+            "penstock_test: 1\ncases: {a: {expect: {src.text: {wer: 3}}}}",
+            ["wer: it must be at most 1 (got 3)"],
+        ),
         ("penstock_test: 1\ncases: {a: {expect: {src.text: {matches: '('}}}}", ["not a regular expression"]),
         ("penstock_test: 1\ncases: {a: {expect: {mic.audio: {at: [1s]}}}}", ["'at' is for events"]),
         ("penstock_test: 1\ncases: {a: {expect: {alarm.alarm: {at: [1q]}}}}", ["1q"]),

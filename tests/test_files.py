@@ -17,7 +17,7 @@ from fakes import Collected, FakeContext, feed
 from penstock.pipeline.clock import MS, SECOND, MonotonicClock
 from penstock.pipeline.frame import AudioFrame, Frame, TokenFrame, VideoFrame
 from penstock.pipeline.stage import Stage, StageError
-from penstock.pipeline.units import AudioFormat, VideoFormat
+from penstock.pipeline.units import AudioFormat, Nanoseconds, VideoFormat
 from penstock.transport.file_ends import sink, source
 from penstock.transport.file_in import FileIn, FileInOptions
 from penstock.transport.file_out import FileOut
@@ -71,7 +71,9 @@ def write(paths: list[Path], frames: list[tuple[str, Frame]], *ports: str, finis
 
 
 def synthetic(seconds: float, video: VideoFormat = SMALL, rate_hz: int = 16_000) -> list[tuple[str, Frame]]:
-    options = SyntheticOptions(duration=round(seconds * SECOND), video=video, audio=AudioFormat(rate_hz))
+    options = SyntheticOptions(
+        duration=Nanoseconds(seconds * SECOND), video=video, audio=AudioFormat(rate_hz)
+    )
     stage, out = SyntheticIn(options), Collected()
     stage.ctx = context()
     asyncio.run(stage.run(out))
@@ -391,7 +393,7 @@ def test_an_address_where_nobody_answers_is_told() -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
         with pytest.raises(StageError, match="cannot open 'rtsp"):
-            read(f"rtsp://127.0.0.1:{port}/cam", timeout=SECOND)
+            read(f"rtsp://127.0.0.1:{port}/cam", timeout="1s")
 
 
 def test_a_damaged_middle_is_skipped_not_fatal(tmp_path: Path) -> None:

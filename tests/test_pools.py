@@ -338,17 +338,17 @@ def test_pools_are_read() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("device: cpu", "device: gpu", "5:10: pool 'main': device: String should match pattern"),
+        ("device: cpu", "device: gpu", "5:10: pool 'main': device: accepted is what matches ^(auto|cpu"),
         ("device: cpu", "devise: cpu", "5:10: pool 'main' has no key 'devise'; did you mean 'device'?"),
         (
             "{max: 4}",
             "{max: 0}",
-            "5:31: pool 'main': batch.max: Input should be greater than or equal to 1 (got 0)",
+            "5:31: pool 'main': batch.max: it must be at least 1 (got 0)",
         ),
         ("{max: 4}", "{size: 4}", "batch.size"),
-        ("workers: 1", "kind: fork", "Input should be 'thread' or 'process' (got 'fork')"),
+        ("workers: 1", "kind: fork", "accepted: 'thread' or 'process' (got 'fork')"),
         ("{rows: 0.5}", "{row: 0.5}", "no node 'row' uses the pool 'main'; accepted: out, rows, src"),
-        ("{rows: 0.5}", "{rows: 2}", "share.rows: Input should be less than or equal to 1 (got 2)"),
+        ("{rows: 0.5}", "{rows: 2}", "share.rows: it must be at most 1 (got 2)"),
         ("scope: reply", "pool: gpu", "8:40: unknown pool 'gpu'; declared: main"),
         ("scope: reply", "degrade: [steps]", "8:40: unknown rung 'steps'; accepted: steps-1, res*0.75"),
         ("workers: 1", "hang: 5", "'hang: 5'|is not a duration|hang"),

@@ -35,7 +35,7 @@ def test_settings_come_from_a_file_and_flags_stand_above_them(
 @pytest.mark.parametrize(
     ("text", "place", "words"),
     [
-        ("max_sessions: 0", (1, 1), "greater than or equal to 1"),
+        ("max_sessions: 0", (1, 1), "it must be at least 1"),
         ("rate: 5\nmax_session: 5", (2, 1), "did you mean 'max_sessions'"),
         ("turn_secret: hunter2", (1, 1), "env:NAME"),
         ("public_ip: [nowhere]", (1, 1), "nowhere"),
@@ -58,6 +58,8 @@ def test_a_wrong_setting_is_told_with_its_place(
 def test_a_wrong_flag_names_the_flag():
     with pytest.raises(StageError, match="--longest"):
         read_settings(None, {"longest": "soon"})
+    with pytest.raises(StageError, match="--longest: 2 is not a duration"):
+        read_settings(None, {"longest": 2})
     for origin in ("*", "app.example.org", "https://app.example.org/page"):
         with pytest.raises(StageError, match="origin"):
             read_origins([origin])

@@ -15,6 +15,7 @@ from penstock.models.toy_world import COLOURS, DIRECTIONS, Happening, World
 from penstock.models.vlm_memory import Memory
 from penstock.models.vlm_session import Runner, Take, VlmSession
 from penstock.pipeline.clock import SECOND
+from penstock.pipeline.units import Nanoseconds
 from penstock.pipeline.virtual_loop import run_virtual
 from penstock.stages.world import SyntheticWorld, WorldFrame, WorldOptions
 
@@ -120,7 +121,10 @@ def test_an_untrained_stream_is_bounded() -> None:
 
 
 def test_the_source_sends_pictures_and_the_truth() -> None:
-    stage, out = SyntheticWorld(WorldOptions(duration=10 * SECOND, scale=4, rate=0.5)), Collected()
+    stage, out = (
+        SyntheticWorld(WorldOptions(duration=Nanoseconds(10 * SECOND), scale=4, rate=0.5)),
+        Collected(),
+    )
     stage.ctx = FakeContext(realtime=False)
     run_virtual(stage.run(out))
     frames = out.of("video")
@@ -139,7 +143,7 @@ def test_in_a_file_run_the_world_has_an_end() -> None:
 
 
 def test_in_real_time_it_keeps_its_beat() -> None:
-    stage, out = SyntheticWorld(WorldOptions(duration=3 * SECOND)), Collected()
+    stage, out = SyntheticWorld(WorldOptions(duration=Nanoseconds(3 * SECOND))), Collected()
     context = FakeContext()
     stage.ctx = context
     asyncio.run(stage.run(out))

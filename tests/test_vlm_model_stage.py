@@ -181,9 +181,9 @@ def test_a_session_keeps_to_its_bytes_or_is_told_that_they_hold_nothing(folder: 
             await feed(stage, "video", picture(i), out)
         assert 20_000 < session.nbytes <= 40_000
 
-    play_it(folder, play, memory={"tokens": 4096, "text": 16, "bytes": 40_000})
+    play_it(folder, play, memory={"tokens": 4096, "text": 16, "bytes": "40kB"})
     with pytest.raises(StageError, match=r"memory: \d+ bytes hold"):
-        play_it(folder, play, memory={"tokens": 4096, "text": 16, "bytes": 4_000})
+        play_it(folder, play, memory={"tokens": 4096, "text": 16, "bytes": "4kB"})
 
 
 def test_a_model_that_cannot_be_loaded_is_named() -> None:

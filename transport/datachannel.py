@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Protocol, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ..pipeline.clock import MS, SECOND, Clock
+from ..pipeline.faults import in_words
 from ..pipeline.frame import TokenFrame
 from ..pipeline.stage import StageError
 from .transcript import Transcript
@@ -61,6 +62,7 @@ ClientMessage: TypeAlias = Annotated[
     Chat | Params | Interrupt | StatsEvery | Ping, Field(discriminator="type")
 ]
 _parse: TypeAdapter[ClientMessage] = TypeAdapter(ClientMessage)
+_TYPES = "chat, interrupt, params, ping, stats"
 LEAST_STATS_MS = 100
 
 
@@ -269,6 +271,8 @@ class ControlChannel:
 def _in_words(error: ValidationError) -> str:
     first = error.errors()[0]
     if first["type"] == "union_tag_invalid":
-        return f"unknown message type; known: {first['ctx']['expected_tags']}"  # type: ignore[typeddict-item]
+        return f"unknown message type; accepted: {_TYPES}"
+    if first["type"] == "union_tag_not_found":
+        return f'the message has no "type"; accepted: {_TYPES}'
     where = ".".join(str(part) for part in first["loc"][1:])
-    return f"{where}: {first['msg']}" if where else str(first["msg"])
+    return f"{where}: {in_words(first)}" if where else in_words(first)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from ..pipeline.clock import SECOND
 from ..pipeline.compiler import near
 from ..pipeline.errors import Fault, GraphError
+from ..pipeline.faults import in_words
 from ..pipeline.secret import resolve
 from ..pipeline.stage import StageError
 from ..pipeline.tokens import TokenFile
@@ -140,9 +141,9 @@ def read_settings(path: Path | None, flags: Mapping[str, Any]) -> Settings:
         return Settings.model_validate({**(given or {}), **flags})
     except ValidationError as e:
         faults: list[tuple[str, str]] = []
-        for error in e.errors(include_input=False):
+        for error in e.errors():
             name = str(error["loc"][0])
-            words = error["msg"].removeprefix("Value error, ")
+            words = in_words(error, tell=False)
             if error["type"] == "extra_forbidden":
                 words = f"unknown setting{near(name, list(Settings.model_fields))}"
             faults.append((name, words))
