@@ -20,4 +20,6 @@ def changed(model: type[BaseModel], old: BaseModel, values: Mapping[str, object]
     except ValidationError as e:
         first = e.errors()[0]
         key = ".".join(map(str, first["loc"])) or "?"
-        raise StageError(f"parameter {node}.{key}: {in_words(first)}") from e
+        words = in_words(first)
+        got = "" if first["type"] != "value_error" else f" (got {first['input']!r:.80})"
+        raise StageError(f"parameter {node}.{key}: {words}{got}") from e

@@ -21,6 +21,7 @@ from typing import Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from .clock import SECOND
+from .faults import in_words
 from .stage import StageError
 
 log = logging.getLogger(__name__)
@@ -225,6 +226,6 @@ class TokenFile:
 
 
 def _in_words(error: ValidationError) -> str:
-    first = error.errors(include_input=False)[0]
-    where = ".".join(map(str, first["loc"]))
-    return f"{where}: {first['msg']}" if where else first["msg"]
+    first = error.errors()[0]
+    where, words = ".".join(map(str, first["loc"])), in_words(first, tell=False)
+    return f"{where}: {words}" if where else words

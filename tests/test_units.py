@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +12,13 @@ from penstock.pipeline.faults import Faults
 from penstock.pipeline.node_params import changed
 from penstock.pipeline.stage import StageError
 from penstock.pipeline.units import ByteCount, Bytes, Duration, Nanoseconds, parse_bytes, parse_duration
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
+
+
+def _refused(value: str) -> str:
+    if value:
+        raise ValueError("a secret does not stand here itself")
+    return value
 
 
 class Fields(BaseModel):
@@ -25,6 +31,7 @@ class Fields(BaseModel):
     count: int = 0
     share: float = 0.0
     map: dict[str, int] = {}
+    key: Annotated[str, AfterValidator(_refused)] = ""
 
 
 def told(**values: Any) -> str:
@@ -87,3 +94,7 @@ def test_a_live_change_keeps_what_it_does_not_name_and_takes_no_bare_number() ->
 )
 def test_what_is_expected_stands_in_plain_words(values: dict[str, Any], words: str) -> None:
     assert words in told(**values)
+
+
+def test_a_value_that_its_reader_refused_is_not_repeated() -> None:
+    assert told(key="hunter2") == "stage 'x': key: a secret does not stand here itself"
