@@ -157,6 +157,11 @@ def _weights(source: str, language: str) -> tuple[PocketStream, Path]:
     missing = [n for n in ("model.safetensors", "tokenizer.json") if not (root / n).is_file()]
     if missing:
         raise NoVoice(f"{root} lacks {' and '.join(missing)}: this is no checkpoint of pocket-tts")
+    words = root / "tokenizer.json"
+    try:
+        importlib.import_module("tokenizers").Tokenizer.from_file(str(words))
+    except Exception as e:  # the package raises no narrower one
+        raise NoVoice(f"{words} is damaged or no tokenizer ({e})") from e
     return PocketStream(_model(root, language)), root
 
 

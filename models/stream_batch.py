@@ -276,12 +276,14 @@ def load_stream_batch(
     from transformers import CLIPTextModel, CLIPTokenizer
 
     autoencoder = autoencoder or folder / "taesd"
+    # low memory needs accelerate; without it diffusers warns at length
+    plain: dict[str, Any] = {"use_safetensors": True, "low_cpu_mem_usage": False}
     try:
-        unet: Any = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", use_safetensors=True)
+        unet: Any = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", **plain)
         text: Any = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", use_safetensors=True)
         words: Any = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
         schedule: Any = LCMScheduler.from_pretrained(folder, subfolder="scheduler")
-        vae: Any = AutoencoderTiny.from_pretrained(autoencoder, use_safetensors=True)
+        vae: Any = AutoencoderTiny.from_pretrained(autoencoder, **plain)
     except (OSError, SafetensorError) as e:
         raise ValueError(f"{folder} or {autoencoder} is no model in diffusers' layout: {e}") from e
     if unet.config.addition_embed_type is not None:

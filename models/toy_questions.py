@@ -43,7 +43,10 @@ def encode(text: str) -> list[int]:
     ids: list[int] = []
     for word in text.lower().replace("colour", "color").replace("?", " ").split():
         if word not in INDEX or word.startswith("<"):
-            raise ValueError(f"the toy VLM does not know the word {word!r}; it knows: {' '.join(WORDS[7:])}")
+            raise ValueError(
+                f"the toy VLM does not know the word {word!r}; ask it, for example, "
+                "'how many shapes' or 'what color is the circle'"
+            )
         ids.append(INDEX[word])
     return ids
 

@@ -63,7 +63,10 @@ def load_wan_video(
     if compiled:
         transformer.denoise = torch.compile(transformer.denoise)
     try:
-        vae: Any = AutoencoderKLWan.from_pretrained(folder, subfolder="vae", use_safetensors=True)
+        # low memory needs accelerate; without it diffusers warns at length
+        vae: Any = AutoencoderKLWan.from_pretrained(
+            folder, subfolder="vae", use_safetensors=True, low_cpu_mem_usage=False
+        )
     except (OSError, SafetensorError) as e:
         raise ValueError(f"{folder}/vae is no autoencoder of Wan: {e}") from e
     vae = vae.to(device=device, dtype=dtype).eval().requires_grad_(False)

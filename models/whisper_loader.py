@@ -233,8 +233,9 @@ def _pickled(path: Path) -> Checkpoint:
     try:
         raw: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as e:
+        # torch's own text proposes to read it unsafely
         raise CheckpointError(
-            f"{path}: truncated, or holds more than weights ({str(e).splitlines()[0]})"
+            f"{path}: truncated, or no checkpoint that can be read safely (weights only, no code)"
         ) from e
     keys = set(raw) if isinstance(raw, dict) else set[str]()
     if {"dims", "model_state_dict"} <= keys:

@@ -266,6 +266,11 @@ def test_faults_are_named(folder: Path, tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(NoVoice, match="cannot be loaded"):
         pocket_voice.load(str(bad))
     (bad / "model.safetensors").write_bytes((folder / "languages/english/model.safetensors").read_bytes())
+    words = (bad / "tokenizer.json").read_bytes()
+    (bad / "tokenizer.json").write_bytes(b'{"truncations": {}}')
+    with pytest.raises(NoVoice, match=r"bad/tokenizer\.json is damaged or no tokenizer"):
+        pocket_voice.load(str(bad))
+    (bad / "tokenizer.json").write_bytes(words)
     other = tmp_path / "other.safetensors"
     from safetensors.torch import save_file
 

@@ -244,7 +244,11 @@ def test_v_prediction_is_read_from_the_checkpoint(tmp_path: Path, folders: tuple
     assert float((a - b).abs().max()) > 0.01  # the same weights, read otherwise
 
 
-def test_wrong_and_truncated_checkpoints_are_named(tmp_path: Path) -> None:
+def test_wrong_and_truncated_checkpoints_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffusers.models import modeling_utils
+
+    warned: list[str] = []
+    monkeypatch.setattr(modeling_utils.logger, "warning", warned.append)
     with pytest.raises(ValueError, match="no model in diffusers' layout"):
         load_stream_batch(tmp_path / "none", tmp_path / "none")
     model, tiny = write_checkpoint(tmp_path)
@@ -252,3 +256,4 @@ def test_wrong_and_truncated_checkpoints_are_named(tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:2000])
     with pytest.raises(ValueError, match="no model in diffusers' layout"):
         load_stream_batch(model, tiny)
+    assert not warned, "the error alone is told"
