@@ -147,6 +147,8 @@ def test_graphs_tell_their_nodes_and_schemas():
         async with http() as (_, session):
             graph = await get(session, "/graphs/steady")
             assert graph["slo_ms"] == {"caption": 300.0}
+            assert graph["takes"] == []
+            assert (await get(session, "/graphs/loopback"))["takes"] == ["audio", "video"]
             work = next(n for n in graph["nodes"] if n["name"] == "work")  # type: ignore[attr-defined]
             assert work["inputs"] == [{"port": "audio", "from": "mic.audio"}]
             assert work["budget_ms"] == 5

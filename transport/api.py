@@ -24,6 +24,7 @@ from .api_body import json_response, read
 from .desk import Desk, NoSuchSession
 from .event_stream import stream
 from .guard import caller_of
+from .live_session import media_of
 from .metrics import CONTENT_TYPE, Metrics
 from .openapi import Route, describe
 
@@ -165,6 +166,7 @@ class Api:
             "title": plan.title,
             "about": plan.about,
             "default": name == self.desk.sessions.default,
+            "takes": sorted(media_of(plan)[0]),
         }
 
     # ------------------------------------------------------------ operation

@@ -122,6 +122,7 @@ class GraphRow(BaseModel):
     title: str
     about: str
     default: bool
+    takes: list[Literal["audio", "video"]] = Field(description="the media that it reads of a client")
 
 
 class GraphList(BaseModel):

@@ -58,7 +58,7 @@ function become(next, detail = "") {
   $("start").textContent = next === "connecting" ? "Connecting…" : "Start";
   $("chat-line").disabled = $("chat-send").disabled = next !== "live";
   $("chat-line").placeholder = next === "live" ? "Write a line" : "Connect to write a line";
-  $("gaze").hidden = $("gaze-box").hidden = next !== "live";
+  $("gaze").hidden = $("gaze-box").hidden = next !== "live" || !graphs.takes("video");
   if (next !== "live") { $("interrupt").hidden = true; $("veil").hidden = true; $("ideas").replaceChildren(); orb.hide(); }
 }
 
@@ -76,7 +76,13 @@ async function start({ quiet = false } = {}) {
   clearNotes();
   become("connecting");
   if (quiet) on.audio = on.video = false;
-  const kinds = ["audio", "video"].filter((kind) => on[kind]);
+  await dial();
+}
+
+/** Connect to the chosen graph with the devices that it takes, and no others. */
+async function dial() {
+  for (const kind of ["audio", "video"]) if (!graphs.takes(kind)) media.release(kind);
+  const kinds = ["audio", "video"].filter((kind) => on[kind] && graphs.takes(kind));
   for (const words of kinds.length ? await media.acquire(kinds) : []) note(words);
   if (state !== "connecting") return drop();
   for (const kind of kinds) on[kind] = Boolean(media.tracks[kind]);
@@ -250,6 +256,7 @@ function interrupt() {
 }
 
 async function toggle(kind) {
+  if (kind !== "sound" && !graphs.takes(kind)) return;
   on[kind] = !on[kind];
   if (kind === "sound") $("voice").muted = !on.sound;
   else if (state === "live") {
@@ -270,6 +277,8 @@ function showDevices() {
     $(id).setAttribute("aria-pressed", String(on[kind]));
     $(id).title = `${name} is ${on[kind] ? "on" : "off"} (${{ mic: "M", cam: "V", sound: "S" }[id]})`;
   }
+  $("mic").hidden = !graphs.takes("audio");
+  $("cam").hidden = !graphs.takes("video");
   const { audio, video } = media.tracks;
   $("own").srcObject = video ? new MediaStream([video]) : null;
   $("own").parentElement.hidden = !video;
@@ -307,6 +316,7 @@ setInterval(() => { $("mic").style.setProperty("--level", on.audio ? mine.read()
 async function listGraphs() {
   try {
     await graphs.list({ token: here.token, wanted: here.graph });
+    showDevices();
     iceServers(here.token).catch(() => {}); // known before Start is pressed
   } catch (error) {
     become("failed");
@@ -316,7 +326,8 @@ async function listGraphs() {
 
 $("graph").onchange = () => {
   graphs.describe();
-  if (state === "live" || state === "waiting") { comeback.forget(); link?.close(); talk.clear(); clearRemote(); become("connecting"); connect(); }
+  showDevices();
+  if (state === "live" || state === "waiting") { clearInterval(countdown); comeback.forget(); link?.close(); link = null; talk.clear(); clearRemote(); become("connecting"); dial(); }
 };
 $("start").onclick = () => start();
 $("start-quiet").onclick = () => start({ quiet: true });

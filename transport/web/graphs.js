@@ -2,6 +2,7 @@
 
 import { call } from "./rtc.js";
 
+const DEVICES = { video: "camera", audio: "microphone" };
 const $ = (id) => document.getElementById(id);
 
 export class Graphs {
@@ -15,6 +16,15 @@ export class Graphs {
     return $("graph").value;
   }
 
+  /** Does the chosen graph read this kind of media? */
+  takes(kind) {
+    return (this.#graph?.takes ?? ["audio", "video"]).includes(kind);
+  }
+
+  get #graph() {
+    return this.#listed.find(({ name }) => name === this.chosen);
+  }
+
   /** Fill the picker. Raises: LinkError. */
   async list({ token, wanted }) {
     ({ graphs: this.#listed } = await call("graphs", { token }));
@@ -26,8 +36,13 @@ export class Graphs {
   }
 
   describe() {
-    const graph = this.#listed.find(({ name }) => name === this.chosen);
+    const graph = this.#graph;
+    const taken = Object.keys(DEVICES).filter((kind) => this.takes(kind)).map((kind) => DEVICES[kind]);
     $("graph-title").textContent = graph?.title || graph?.name || "Penstock";
-    $("graph-about").textContent = graph?.about || "Speak and show your camera; what this graph makes of it comes back live.";
+    $("graph-about").textContent = graph?.about || "What this graph makes of what you give it comes back live.";
+    $("goes-where").textContent = taken.length
+      ? `Your ${taken.join(" and ")} ${taken.length > 1 ? "go" : "goes"} to this server and nowhere else.`
+      : "Neither your camera nor your microphone is used.";
+    $("start-quiet").hidden = !taken.length;
   }
 }
