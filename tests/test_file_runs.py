@@ -71,6 +71,21 @@ def test_chat_is_typed_while_media_plays(tmp_path: Path) -> None:
         assert all(later[1] >= earlier[1] - SECOND // 10 for earlier, later in itertools.pairwise(heard))
 
 
+def test_a_text_file_alone_is_chat(tmp_path: Path) -> None:
+    (tmp_path / "chat.txt").write_text("what time is it\n\nneon\n")
+    stage, out = FileIn(FileInOptions(path=str(tmp_path / "chat.txt"))), Collected()
+    stage.ctx = FakeContext(MonotonicClock(), realtime=False)
+
+    async def main() -> None:
+        await stage.setup()
+        await stage.run(out)
+        await stage.close()
+
+    asyncio.run(main())
+    said = [(f.text, f.pts // SECOND, f.utterance) for f in out.of("text")]
+    assert said == [("what time is it", 0, 1), ("neon", 1, 2)]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

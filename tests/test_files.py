@@ -291,15 +291,6 @@ def test_text_goes_to_text_files_and_media_to_media(tmp_path: Path) -> None:
     assert len(read(tmp_path / "a.mp4")[0].of("video")) == 30
 
 
-def test_a_text_file_is_chat(tmp_path: Path) -> None:
-    (tmp_path / "chat.txt").write_text("what time is it\n\nneon\n")
-    out, _ = read(tmp_path / "chat.txt")
-    assert [(f.text, f.pts // SECOND, f.utterance) for f in out.of("text")] == [
-        ("what time is it", 0, 1),
-        ("neon", 1, 2),
-    ]
-
-
 def test_rotated_video_comes_upright(tmp_path: Path) -> None:
     """A telephone's portrait video: stored lying down, with a matrix that says so."""
     upright = np.zeros((96, 64, 3), np.uint8)
