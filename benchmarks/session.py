@@ -58,10 +58,11 @@ async def cycles(count: int, warm_up: int) -> dict[str, Any]:
     connects: list[float] = []
     resumes: list[float] = []
     async with serving() as server:
+        idle = len(asyncio.all_tasks())  # the server's own
 
         async def settled() -> tuple[int, int, int, float]:
             await until(lambda: not server.sessions.live)
-            await until(lambda: len(asyncio.all_tasks()) == 1)
+            await until(lambda: len(asyncio.all_tasks()) == idle)
             gc.collect()
             memory.give_back()
             return len(asyncio.all_tasks()), threads(), len(os.listdir("/proc/self/fd")), rss_mb()
