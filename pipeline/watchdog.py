@@ -25,8 +25,7 @@ NOBODY = ("select", "poll")  # where a loop stands that waits for its turn
 
 
 class LoopWatchdog:
-    """Watches the running loop from a thread. Counts the blocks; logs each once, with the stage's
-    name.
+    """Watches the running loop from a thread. Counts the blocks; logs each once, with the stage's name.
 
     Reads the real clock: it must see what the loop's own clock cannot.
     """
@@ -37,6 +36,7 @@ class LoopWatchdog:
         self.longest = 0  # ns
         self.lag = 0  # ns: how late the last beat was
         self.last = ""  # "s-1/asr in …/asr.py:120 decode", the last culprit
+        self._found = ""  # on the stack when the loop was late
         self._lag = lag
         self._beat = time.monotonic_ns()
         self._told = False
@@ -84,12 +84,13 @@ class LoopWatchdog:
             self.starved += 1
             words = "the event loop came %d ms late: it waited %d ms for a processor; the machine is too busy"
             log.warning(words, late // MS, starved // MS)
-        elif self.last.rpartition(" ")[2] in NOBODY:
+        elif self._found.rpartition(" ")[2] in NOBODY:
             self.starved += 1
             words = "the event loop came %d ms late: another thread held the interpreter, or the process was stopped"
             log.warning(words, late // MS)
         else:
             self.blocks += 1
+            self.last = self._found
             log.warning("the event loop was blocked for %d ms by %s", late // MS, self.last)
 
     def _watch(self) -> None:
@@ -98,7 +99,7 @@ class LoopWatchdog:
             if beat != self._seen:
                 self._seen, self._waited = beat, processor_wait(self._native)
             if not self._told and time.monotonic_ns() - beat > self._lag + BEAT:
-                self.last = culprit(sys._current_frames().get(self._loop_thread))  # pyright: ignore[reportPrivateUsage]
+                self._found = culprit(sys._current_frames().get(self._loop_thread))  # pyright: ignore[reportPrivateUsage]
                 self._told = True
 
 

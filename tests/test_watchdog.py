@@ -143,6 +143,7 @@ def test_a_loop_that_is_late_for_want_of_a_processor_blames_nobody(
     watchdog = asyncio.run(main())
     assert words in caplog.text
     assert (watchdog.blocks > 0, watchdog.starved > 0) == (blamed, not blamed)
+    assert bool(watchdog.last) == blamed, "who is not to blame does not hide the last who was"
 
 
 def test_the_kernel_tells_how_long_a_thread_waited_for_a_processor() -> None:
