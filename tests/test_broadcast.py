@@ -17,15 +17,7 @@ from penstock.transport import broadcast
 from penstock.transport.broadcast import KEYFRAME_APART, Broadcast
 from penstock.transport.shared_tracks import PICTURES, SharedVideo
 
-SDP = {"Content-Type": "application/sdp"}
 FRAME = 33 * MS
-CAMERA = """
-penstock: 1
-graph: camera
-nodes:
-  cam: {use: synthetic.in, video: 320x240@20}
-  out: {use: webrtc.out, in: {video: cam.video, audio: cam.audio}}
-"""
 
 
 class Fake:

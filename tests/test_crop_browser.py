@@ -12,19 +12,15 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from browser import BROWSER
 from client import serving
-from harness.chromium import chromium, missing
+from harness.chromium import chromium
 from penstock.pipeline import registry
 from penstock.pipeline.compiler import load
 from penstock.pipeline.frame import Frame, VideoFrame
 from penstock.pipeline.stage import In, Outputs, Ports, Stage
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.net,
-    pytest.mark.slow,
-    pytest.mark.skipif(bool(missing()), reason=missing()),
-]
+pytestmark = BROWSER
 
 GRAPH = """
 penstock: 1

@@ -8,16 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-from harness.chromium import chromium, missing
+from browser import BROWSER
+from harness.chromium import chromium
 from harness.serve import serving
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.net,
-    pytest.mark.slow,
-    pytest.mark.skipif(bool(missing()), reason=missing()),
-]
+pytestmark = BROWSER
 
 GRAPH = """
 penstock: 1

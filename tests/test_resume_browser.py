@@ -8,19 +8,14 @@ import signal
 import urllib.request
 from typing import TYPE_CHECKING, Any
 
-import pytest
-from harness.chromium import chromium, missing, until
+from browser import BROWSER
+from harness.chromium import chromium, until
 from harness.serve import serving
 
 if TYPE_CHECKING:
     from playwright.sync_api import BrowserContext, Page
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.net,
-    pytest.mark.slow,
-    pytest.mark.skipif(bool(missing()), reason=missing()),
-]
+pytestmark = BROWSER
 
 LIVE = "document.body.dataset.state === 'live'"
 LINES = "[...document.querySelectorAll('#talk li')].map((li) => li.textContent)"

@@ -7,18 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from browser import BROWSER
 from harness.chromium import chromium, missing, render_camera, render_silence, speak, until
 from harness.serve import Served, serving
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.net,
-    pytest.mark.slow,
-    pytest.mark.skipif(bool(missing()), reason=missing()),
-]
+pytestmark = BROWSER
 
 # Runs before the page's scripts: keeps what the server says, measures pixels and sound.
 PROBE = """

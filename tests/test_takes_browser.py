@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
-from harness.chromium import chromium, missing, until
+from browser import BROWSER
+from harness.chromium import chromium, until
 from harness.serve import serving
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.net,
-    pytest.mark.slow,
-    pytest.mark.skipif(bool(missing()), reason=missing()),
-]
+pytestmark = BROWSER
 
 PROBE = """
 const get = MediaDevices.prototype.getUserMedia;

@@ -157,4 +157,4 @@ class _Lines:
         return [("text", line)] if line else None
 
     def close(self) -> None:
-        self._chat.due()
+        self._chat.due()  # nothing more is read

@@ -9,7 +9,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NoReturn, Protocol
+from typing import Generic, NoReturn, Protocol, TypeVar
 
 from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
 
@@ -17,6 +17,8 @@ from ..pipeline.clock import SECOND
 from .encoded_audio import Sound
 from .rung_choice import RungChoice
 from .video_out import VIDEO_RATE
+
+T = TypeVar("T")
 
 PICTURES = 10  # encoded ones that wait for one viewer's sender: a third of a second
 SOUNDS = 10  # of 20 ms
@@ -42,7 +44,37 @@ class Rung(Protocol):
     def leave(self, viewer: SharedVideo) -> None: ...
 
 
-class SharedVideo(MediaStreamTrack):
+class SharedTrack(MediaStreamTrack, Generic[T]):
+    """Holds what is encoded already, for our own sender."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._queue: deque[T] = deque()
+        self._fresh = asyncio.Event()
+
+    async def wait(self) -> None:
+        """Until there is something to send. Raises: MediaStreamError at the end."""
+        while not self._queue:
+            if self.readyState != "live":
+                raise MediaStreamError
+            self._fresh.clear()
+            await self._fresh.wait()
+
+    async def recv(self) -> NoReturn:
+        """Only our own sender can send what is encoded already. Raises: MediaStreamError."""
+        raise MediaStreamError
+
+    def leave(self) -> None:
+        """Nothing more comes."""
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        super().stop()
+        self.leave()
+        self._fresh.set()
+
+
+class SharedVideo(SharedTrack[Encoded]):
     """rungs: by codec name and number; opened when somebody needs it. now: the clock's."""
 
     kind = "video"
@@ -55,9 +87,7 @@ class SharedVideo(MediaStreamTrack):
         self._estimate: Callable[[], int] = int
         self._rung: Rung | None = None  # whose pictures it sends
         self._next: Rung | None = None  # whose it will send, from its next keyframe on
-        self._queue: deque[Encoded] = deque()
         self._broken = True  # nothing can be decoded before a keyframe
-        self._fresh = asyncio.Event()
         self._first: int | None = None  # pts
         self._last = -1
         self.choice: RungChoice | None = None  # None until its connection can send
@@ -142,14 +172,6 @@ class SharedVideo(MediaStreamTrack):
             self._rung.ask()
             self._choose(self._rung)
 
-    async def wait(self) -> None:
-        """Until there is a picture to send. Raises: MediaStreamError at the end."""
-        while not self._queue:
-            if self.readyState != "live":
-                raise MediaStreamError
-            self._fresh.clear()
-            await self._fresh.wait()
-
     def take(self) -> tuple[Encoded, int] | None:
         """The next picture and its time, 1/90,000 s, always after the last; None when it is gone meanwhile."""
         if not self._queue:
@@ -166,17 +188,8 @@ class SharedVideo(MediaStreamTrack):
         self._queue.clear()
         self._broken = True
 
-    async def recv(self) -> NoReturn:
-        """It holds what is encoded already; only our own sender can send it."""
-        raise MediaStreamError
 
-    def stop(self) -> None:
-        super().stop()
-        self.leave()
-        self._fresh.set()
-
-
-class SharedAudio(MediaStreamTrack):
+class SharedAudio(SharedTrack[Sound]):
     """leave: called when it ends."""
 
     kind = "audio"
@@ -184,8 +197,6 @@ class SharedAudio(MediaStreamTrack):
     def __init__(self, leave: Callable[[SharedAudio], None]) -> None:
         super().__init__()
         self._leave = leave
-        self._queue: deque[Sound] = deque()
-        self._fresh = asyncio.Event()
         self.lost = 0
 
     def deliver(self, sound: Sound) -> None:
@@ -197,18 +208,8 @@ class SharedAudio(MediaStreamTrack):
 
     async def next(self) -> Sound:
         """Raises: MediaStreamError at the end."""
-        while not self._queue:
-            if self.readyState != "live":
-                raise MediaStreamError
-            self._fresh.clear()
-            await self._fresh.wait()
+        await self.wait()
         return self._queue.popleft()
 
-    async def recv(self) -> NoReturn:
-        """As of `SharedVideo`."""
-        raise MediaStreamError
-
-    def stop(self) -> None:
-        super().stop()
+    def leave(self) -> None:
         self._leave(self)
-        self._fresh.set()
