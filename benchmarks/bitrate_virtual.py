@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import aiortc.clock
 from aiortc.mediastreams import MediaStreamError
 from aiortc.rtcrtpparameters import (
     RTCRtcpParameters,
@@ -43,7 +41,6 @@ from penstock.pipeline.compiler import load
 from penstock.pipeline.frame import VideoFrame
 from penstock.pipeline.graph import Plan
 from penstock.pipeline.units import VideoFormat
-from penstock.pipeline.virtual_loop import run_virtual
 from penstock.transport import _compat, impairment, twcc
 from penstock.transport.allocator import SHARE
 from penstock.transport.bandwidth import Bandwidth
@@ -55,7 +52,7 @@ from penstock.transport.focus import Focus
 from penstock.transport.ingress import DecodedHere, IngressTrack
 from penstock.transport.receiver import RtpReceiver
 from penstock.transport.sender import PacedSender
-from transport_link import CODECS, EXTENSIONS, RTX, End, Inline
+from transport_link import CODECS, EXTENSIONS, RTX, End, Inline, exact
 
 AGAIN = 0.2  # s after which a lost message of the reliable channel is sent again
 MESSAGE, CHUNK = 60, 1100  # bytes of SCTP, DTLS and UDP around a message; of one packet
@@ -282,13 +279,4 @@ def run(
     seed: int = 0,
 ) -> None:
     """Fills in the clients' answers. As `bitrate_link.run`."""
-    before = aiortc.clock.current_ntp_time
-    begin = 3_990_000_000 << 32
-    aiortc.clock.current_ntp_time = lambda: begin + int(asyncio.get_running_loop().time() * (1 << 32))
-    random.seed(seed)
-    try:
-        run_virtual(
-            _run(clients, network, seconds, plain=plain, uplink_bps=uplink_bps, equal=equal, seed=seed)
-        )
-    finally:
-        aiortc.clock.current_ntp_time = before
+    exact(_run(clients, network, seconds, plain=plain, uplink_bps=uplink_bps, equal=equal, seed=seed), seed)

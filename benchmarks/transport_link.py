@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from fractions import Fraction
-from typing import Any
+from typing import Any, TypeVar
 
 import aiortc.clock
 import av
@@ -58,6 +58,9 @@ EXTENSIONS = [
     RTCRtpHeaderExtensionParameters(id=1, uri="urn:ietf:params:rtp-hdrext:sdes:mid"),
     RTCRtpHeaderExtensionParameters(id=3, uri="http://www.webrtc.org/experiments/rtp-hdrext/abs-send-time"),
 ]
+
+
+T = TypeVar("T")
 
 
 class Inline(ThreadPoolExecutor):
@@ -262,24 +265,26 @@ async def _run(
     return {"shown": shown, "sent": len(order), "pictures": pictures, "bytes": near.sent_bytes}
 
 
+def exact(work: Coroutine[Any, Any, T], seed: int = 1) -> T:
+    """What `work` gives on a virtual loop whose time RTCP's reports tell too. seed: of SSRCs, first numbers and the times of
+    reports."""
+    before = aiortc.clock.current_ntp_time
+    begin = 3_990_000_000 << 32
+    aiortc.clock.current_ntp_time = lambda: begin + int(asyncio.get_running_loop().time() * (1 << 32))
+    random.seed(seed)
+    try:
+        return run_virtual(work)
+    finally:
+        aiortc.clock.current_ntp_time = before
+
+
 def measure(
     ours: bool, written: dict[str, Any], seconds: float, codec: str = "VP8", fps: float = 30.0, seed: int = 1
 ) -> dict[str, Any]:
     """written: the network, as `impairment.read` takes it. Delays and ages in ms.
 
     age: how old the newest picture shown is, at each moment: between two of them it grows."""
-    before = aiortc.clock.current_ntp_time
-    begin = 3_990_000_000 << 32
-
-    def now() -> int:
-        return begin + int(asyncio.get_running_loop().time() * (1 << 32))
-
-    aiortc.clock.current_ntp_time = now
-    random.seed(seed)  # of SSRCs, first numbers and the times of reports
-    try:
-        found = run_virtual(_run(ours, written, seconds, codec, fps, seed))
-    finally:
-        aiortc.clock.current_ntp_time = before
+    found = exact(_run(ours, written, seconds, codec, fps, seed), seed)
     shown = found["shown"]
     delays = [(when - captured) * 1000 for when, captured in shown]
     times = [0.0, *(when for when, _ in shown), max(seconds, shown[-1][0] if shown else 0)]

@@ -10,7 +10,6 @@ import asyncio
 from fractions import Fraction
 from typing import Any
 
-import aiortc.clock
 import av
 import numpy as np
 from aiortc.mediastreams import MediaStreamTrack
@@ -24,7 +23,6 @@ from aiortc.rtcrtpparameters import (
 from aiortc.rtcrtpsender import RTCRtpSender
 from penstock.pipeline.clock import SECOND, LoopClock
 from penstock.pipeline.frame import AudioFrame, VideoFrame
-from penstock.pipeline.virtual_loop import run_virtual
 from penstock.transport import _compat, impairment
 from penstock.transport.audio_out import AudioOut
 from penstock.transport.capture_clock import SenderClock
@@ -33,7 +31,7 @@ from penstock.transport.receiver import RtpReceiver
 from penstock.transport.sender import PacedSender
 from penstock.transport.video_out import VideoOut
 from report import percentile
-from transport_link import CODECS, EXTENSIONS, End, Inline
+from transport_link import CODECS, EXTENSIONS, End, Inline, exact
 
 OPUS = RTCRtpCodecParameters(mimeType="audio/opus", clockRate=48_000, channels=2, payloadType=96)
 FPS = 30
@@ -139,14 +137,7 @@ async def _run(seconds: float, ours: bool) -> list[Stamps]:
 
 def measure(seconds: float, ours: bool = True) -> dict[str, Any]:
     """|pts of the picture − pts of the sound| of what was captured together, ms."""
-    before = aiortc.clock.current_ntp_time
-    aiortc.clock.current_ntp_time = lambda: (
-        (3_990_000_000 << 32) + int(asyncio.get_running_loop().time() * (1 << 32))
-    )
-    try:
-        video, audio = run_virtual(_run(seconds, ours))
-    finally:
-        aiortc.clock.current_ntp_time = before
+    video, audio = exact(_run(seconds, ours))
     heard = dict(audio.errors)
     pairs = [
         (at, abs(error - heard[near]))

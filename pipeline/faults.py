@@ -47,6 +47,14 @@ _BOUNDS = {
 }
 
 
+def first_in_words(error: ValidationError, tell: bool = True, nowhere: str = "") -> str:
+    """The first of the errors, after its place; nowhere: what to call the whole. tell: as of `in_words`."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))[:80] or nowhere
+    words = in_words(first, tell)
+    return f"{where}: {words}" if where else words
+
+
 def in_words(error: ErrorDetails, tell: bool = True) -> str:
     """What is expected instead, without the place. tell: may the value be shown? (A secret may not.)"""
     kind, ctx, value = error["type"], error.get("ctx", {}), error["input"]

@@ -21,7 +21,7 @@ from typing import Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from .clock import SECOND
-from .faults import in_words
+from .faults import first_in_words
 from .stage import StageError
 
 log = logging.getLogger(__name__)
@@ -160,7 +160,7 @@ class TokenFile:
                 rate=rate,
             )
         except ValidationError as e:
-            raise StageError(f"token {name[:40]!r}: {_in_words(e)}") from e
+            raise StageError(f"token {name[:40]!r}: {first_in_words(e, tell=False)}") from e
         with self._changing() as file:
             if any(t.name == name and t.is_valid(now) for t in file.tokens):
                 raise StageError(
@@ -217,15 +217,9 @@ class TokenFile:
         except OSError as e:
             raise StageError(f"{self.path} cannot be read: {e.strerror or e}") from e
         except ValidationError as e:
-            raise StageError(f"{self.path} is no token file: {_in_words(e)}") from e
+            raise StageError(f"{self.path} is no token file: {first_in_words(e, tell=False)}") from e
         for field in ("id", "name"):
             values = [getattr(token, field) for token in file.tokens]
             if len(set(values)) != len(values):
                 raise StageError(f"{self.path} is no token file: two tokens have the same {field}")
         return file
-
-
-def _in_words(error: ValidationError) -> str:
-    first = error.errors()[0]
-    where, words = ".".join(map(str, first["loc"])), in_words(first, tell=False)
-    return f"{where}: {words}" if where else words

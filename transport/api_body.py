@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
-from ..pipeline.faults import in_words
+from ..pipeline.faults import first_in_words
 from .body import text_of
 
 M = TypeVar("M", bound=BaseModel)
@@ -19,9 +19,7 @@ async def read(request: web.Request, model: type[M]) -> M:
     try:
         return model.model_validate(json.loads(await text_of(request, "application/json")))
     except ValidationError as e:
-        first = e.errors()[0]
-        where = ".".join(map(str, first["loc"]))[:80] or "body"
-        raise web.HTTPBadRequest(text=f"{where}: {in_words(first, tell=False)}") from e
+        raise web.HTTPBadRequest(text=first_in_words(e, tell=False, nowhere="body")) from e
     except (ValueError, RecursionError) as e:
         raise web.HTTPBadRequest(text="the body is not JSON in UTF-8") from e
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ..pipeline.clock import MS, SECOND, Clock
 from ..pipeline.frame import VideoFrame
+from .audio_out import AUDIO_RATE, SAMPLES
 from .bandwidth import CEILING_BPS
 from .encoded_audio import Sound
 from .encoders import PictureScaler, encode_scaled, make_video_encoder
@@ -31,9 +32,7 @@ from .video_out import VideoOut
 log = logging.getLogger(__name__)
 
 KEYFRAME_APART = 500 * MS  # of one rung, whoever asks
-AUDIO_HZ = 48_000
-STEP = AUDIO_HZ // 50
-OFF = AUDIO_HZ // 10  # samples that sound may lag behind the clock before its time jumps
+OFF = AUDIO_RATE // 10  # samples that sound may lag behind the clock before its time jumps
 
 
 class SharedRung:
@@ -172,9 +171,9 @@ class Broadcast:
         if not self._listeners:
             self._opus = None
             return
-        now = self.clock.now() * AUDIO_HZ // SECOND
+        now = self.clock.now() * AUDIO_RATE // SECOND
         at = self._at if abs(now - self._at) < OFF else max(self._at, now)
-        self._at = at + STEP
+        self._at = at + SAMPLES
         self._opus = self._opus or OpusEncoder()
         data = self._opus.encode(pcm)
         self.sounds_encoded += 1

@@ -82,9 +82,9 @@ class DownlinkBudget:
 
     def step(self) -> None:
         """Without a capacity nothing is limited: each connection's own estimate does it."""
-        clients = self.clients()
         if not self.capacity_bps:
             return
+        clients = self.clients()
         kbps = self.capacity_bps / 1000 * DOWN_SHARE - self.others() * (AUDIO_KBPS + TEXT_KBPS)
         kbps -= sum(TEXT_KBPS + AUDIO_KBPS * c.audio for c in clients)
         rates = fair([c.path_bps / 1000 for c in clients], [c.weight for c in clients], kbps)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ..pipeline.clock import MS
 from ..pipeline.frame import PixelFormat, VideoFrame
-from ..pipeline.pixels import i420_planes
+from ..pipeline.pixels import i420_planes, rgb_from_i420
 from ..pipeline.units import VideoFormat
 from .fit import VideoFit, media_time
 from .importance import GRID_H, GRID_W, Box
@@ -142,7 +142,7 @@ class PartFit:
         self._fit = VideoFit(form, pixels)
         self._own = VideoFit(replace(form, fps=0) if form is not None else None, pixels)
         self._only_crops = only_crops
-        self.pixels: PixelFormat = pixels
+        self._pixels = pixels
         self.unstamped = 0
 
     def __call__(self, frame: av.VideoFrame) -> Part | None:
@@ -158,8 +158,7 @@ class PartFit:
             return None
         cut = _above(frame, stamp.rows)
         if stamp.cells is not None:
-            planes = cut if self.pixels == "i420" else cv2.cvtColor(cut, cv2.COLOR_YUV2RGB_I420)
-            return Part(media_time(frame), np.asarray(planes, np.uint8), stamp)
+            return Part(media_time(frame), cut if self._pixels == "i420" else rgb_from_i420(cut), stamp)
         small = av.VideoFrame.from_ndarray(cut, format="yuv420p")
         small.pts, small.time_base = frame.pts, frame.time_base
         fitted = self._own(small)

@@ -37,7 +37,9 @@ class DiskRoom:
         """
         while (lack := self._lack())[0]:
             why, missing = lack
-            if not self.delete or missing > sum(size for _, size, _ in self._finished(self._files())):
+            if not self.delete:
+                return why
+            if missing and missing > sum(size for _, size, _ in self._finished(self._files())):
                 return why
             if not self._delete_oldest():
                 return why

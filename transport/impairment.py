@@ -15,7 +15,7 @@ from typing import Any, cast
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ..pipeline.clock import MS
-from ..pipeline.faults import Faults, in_words
+from ..pipeline.faults import Faults, first_in_words
 from ..pipeline.stage import StageError
 from ..pipeline.units import parse_duration, parse_rate
 
@@ -239,8 +239,7 @@ def read(written: Mapping[str, Any], seed: int = 0) -> tuple[Link, Link]:
             ]
             links.append(Link(Conditions(**getattr(whole, name).changes()), steps, seed * 2 + k))
     except ValidationError as e:
-        first = e.errors()[0]
-        raise StageError(f"network: {'.'.join(map(str, first['loc']))}: {in_words(first)}") from e
+        raise StageError(f"network: {first_in_words(e)}") from e
     except ValueError as e:
         raise StageError(f"network: {e}") from e
     return links[0], links[1]

@@ -24,6 +24,8 @@ from .datachannel import Back, ControlChannel
 from .focus import Focus
 from .line import Line
 from .peer import LEFT, Peer, PeerFactory
+from .shared_tracks import SharedVideo
+from .video_out import VideoOut
 from .webrtc_stages import WebRtcIn, WebRtcOut
 
 log = logging.getLogger(__name__)
@@ -56,6 +58,19 @@ def media_of(plan: Plan) -> tuple[frozenset[str], frozenset[str]]:
         elif node.use == "webrtc.out":
             gives |= {edge.port for edge in node.inputs} & {"audio", "video"}
     return frozenset(takes), frozenset(gives)
+
+
+def pictures_of(peer: Peer) -> Pictures | None:
+    """A connection's way down, for the budget that all share; None while it is sent no pictures."""
+    video = peer.outs.get("video")
+    if not isinstance(video, VideoOut | SharedVideo):
+        return None
+    kbps = peer.sending().get("target_kbps")
+    return Pictures(
+        path_bps=1000.0 * kbps if kbps else math.inf,
+        limit=partial(setattr, video, "limit_bps"),
+        audio="audio" in peer.outs,
+    )
 
 
 def hears_live(plan: Plan) -> bool:
@@ -327,16 +342,8 @@ class LiveSession:
         self.channel.closed()
 
     def pictures(self) -> Pictures | None:
-        """Its way down, for the budget that all share; None while it is sent no pictures."""
-        peer = self.line.peer
-        if peer is None or peer.video_out is None:
-            return None
-        path_kbps = peer.sending().get("target_kbps")
-        return Pictures(
-            path_bps=1000.0 * path_kbps if path_kbps else math.inf,
-            limit=partial(setattr, peer.video_out, "limit_bps"),
-            audio=peer.audio_out is not None,
-        )
+        """As `pictures_of` its connection; None while it has none."""
+        return pictures_of(self.line.peer) if self.line.peer is not None else None
 
     def stats(self) -> dict[str, Any]:
         """docs/protocol.md `stats`, and what the wire did."""

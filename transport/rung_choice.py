@@ -27,7 +27,6 @@ class RungChoice:
     def __init__(self, bps: float, now: int) -> None:
         """bps: what the viewer's path carries, by its estimate."""
         self.rung = fitting(bps)
-        self.falls = 0
         self._room: int | None = None  # since when there is
         self._trial: int | None = None  # since when
         self._trial_bps = 0.0  # the estimate when it began
@@ -71,7 +70,7 @@ class RungChoice:
         """It needs a keyframe, which costs all of its rung."""
         if len(self._asks) == ASKS and now - self._asks[0] < ASKS_WITHIN and self.rung:
             self._asks.clear()
-            self._fall(now, LEAST_BPS[self.rung] - 1.0)
+            self.failed(now)
         self._asks.append(now)
 
     def _fall(self, now: int, bps: float) -> None:
@@ -80,7 +79,6 @@ class RungChoice:
         if below < 0:
             return
         self.rung = below
-        self.falls += 1
         self._not_before = now + self._pause
         self._pause = min(2 * self._pause, AGAIN_MOST)
 

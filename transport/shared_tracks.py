@@ -197,12 +197,10 @@ class SharedAudio(SharedTrack[Sound]):
     def __init__(self, leave: Callable[[SharedAudio], None]) -> None:
         super().__init__()
         self._leave = leave
-        self.lost = 0
 
     def deliver(self, sound: Sound) -> None:
         if len(self._queue) >= SOUNDS:
             self._queue.popleft()
-            self.lost += 1
         self._queue.append(sound)
         self._fresh.set()
 

@@ -6,10 +6,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import secrets
 from collections.abc import Callable
-from functools import partial
 from typing import Protocol
 
 from aiohttp import web
@@ -19,10 +17,9 @@ from ..pipeline.session import Session
 from .budgets import Pictures
 from .caller import Caller
 from .line import Line
-from .live_session import media_of
+from .live_session import media_of, pictures_of
 from .offer import OfferError, check_offer
 from .peer import Peer, PeerFactory
-from .shared_tracks import SharedVideo
 
 log = logging.getLogger(__name__)
 
@@ -86,16 +83,8 @@ class Viewer:
         await self.peer.close()
 
     def pictures(self) -> Pictures | None:
-        """Its way down, as of `LiveSession.pictures`."""
-        video = self.peer.outs.get("video")
-        if not isinstance(video, SharedVideo):
-            return None
-        kbps = self.peer.sending().get("target_kbps")
-        return Pictures(
-            path_bps=1000.0 * kbps if kbps else math.inf,
-            limit=partial(setattr, video, "limit_bps"),
-            audio="audio" in self.peer.outs,
-        )
+        """As `pictures_of` its connection."""
+        return pictures_of(self.peer)
 
 
 class Viewers:

@@ -2,7 +2,7 @@
 
 import { CONTEXT_MS, Due, drawContext, drawCrop } from "./crop.js";
 
-let cells = null, failed = false;
+let cells = null;
 const crops = new Due(500), contexts = new Due(CONTEXT_MS);
 const canvases = { crop: new OffscreenCanvas(2, 2), context: new OffscreenCanvas(2, 2) };
 
@@ -35,5 +35,5 @@ async function run({ readable, crop, context }) {
 onmessage = ({ data }) => {
   if (data.cells) cells = data.cells;
   if (data.fps) crops.every = 1000 / data.fps;
-  if (data.readable) run(data).catch((error) => { if (!failed) { failed = true; postMessage({ failed: error.message }); } });
+  if (data.readable) run(data).catch((error) => postMessage({ failed: error.message }));
 };

@@ -66,8 +66,7 @@ export class Gaze {
     this.#timers.forEach(clearInterval);
     this.#timers = [];
     this.#map = this.#rate = this.#flow = null;
-    this.#sent?.stop();
-    this.#sent = null;
+    this.#stop();
     this.#link = link;
     if (!link) { this.#paint(); return; }
     const channel = link.realtime;
@@ -217,7 +216,6 @@ export class Gaze {
       this.#stop();
       if (way === "crop") {
         this.#sent = new Cropped({ camera: this.#camera, raw: this.#raw, worker: this.worker, changed: () => this.#put() });
-        this.#sent.set(cells, this.#rate?.fps || 10);
       } else if (way === "held" && this.#camera.videoWidth) {
         this.#sent = new Held(this.#camera, () => ({ map: this.#map, fps: this.#rate?.fps }));
       }
