@@ -85,10 +85,9 @@ class FlowSpeech:
         phones, words = describe(tokens(self._text))
         if not words:
             return False
-        durations = voice.durations(phones, self._rate)
+        durations, self._condition = voice.read(phones, self._rate)
         self._marked = Marked(self._text, _marks(words, durations))
         self._state, self._sound = voice.model.init_state(), voice.vocoder.init_state()
-        self._condition = voice.conditions(phones, durations)
         return True
 
 
@@ -113,19 +112,14 @@ class FlowVoice:
         run(self.begin(text, rate=rate), sink, should_stop)
 
     @torch.inference_mode()
-    def durations(self, phones: list[Phone], rate: float = 1.0) -> list[int]:
-        """Frames of each phone."""
-        _, log_frames = self.model.encode(*_tensors(phones))
+    def read(self, phones: list[Phone], rate: float = 1.0) -> tuple[list[int], Tensor]:
+        """→ frames of each phone, and what the flow is conditioned on, (T, C) for the T frames of all."""
+        h, log_frames = self.model.encode(*_tensors(phones))
         said = (log_frames[0].exp() / rate).round().long().clamp(1, _LONGEST).tolist()
         pauses = [i for i, p in enumerate(phones) if p.name == PAUSE]
         for i in pauses:
             said[i] = _FIRST_PAUSE if i == 0 else _STOP if i == len(phones) - 1 else _COMMA
-        return said
-
-    @torch.inference_mode()
-    def conditions(self, phones: list[Phone], durations: list[int]) -> Tensor:
-        h, _ = self.model.encode(*_tensors(phones))
-        return self.model.spread(h[0], durations)
+        return said, self.model.spread(h[0], said)
 
 
 def describe(written: list[Token]) -> tuple[list[Phone], list[tuple[int, int]]]:

@@ -39,5 +39,10 @@ def hub_folder(
     try:
         return Path(snapshot_download(source, allow_patterns=[*patterns]))
     except Exception as e:
-        first = (str(e).splitlines() or [type(e).__name__])[0]
-        raise ValueError(f"{source!r} is no folder and could not be fetched from the hub ({first})") from e
+        why = first_line(e)
+        raise ValueError(f"{source!r} is no folder and could not be fetched from the hub ({why})") from e
+
+
+def first_line(error: Exception) -> str:
+    """Of its words; its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from .hub_folder import hub_folder
+from .hub_folder import first_line, hub_folder
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def read_folder(source: str, stage: str, example: str, kind: str) -> tuple[Path,
             raise ValueError(f"model_type is {found!r}; accepted: {kind!r}")
         return folder, Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as e:  # each library has its own
-        raise ValueError(f"{folder} cannot be read: {_first_line(e)}") from e
+        raise ValueError(f"{folder} cannot be read: {first_line(e)}") from e
 
 
 def read_network(folder: Path, network: str, tokenizer: Any, device: str, **options: Any) -> Any:
@@ -49,7 +49,7 @@ def read_network(folder: Path, network: str, tokenizer: Any, device: str, **opti
             folder, use_safetensors=True, local_files_only=True, output_loading_info=True, **options
         )
     except Exception as e:
-        raise ValueError(f"{folder} cannot be read: {_first_line(e)}") from e
+        raise ValueError(f"{folder} cannot be read: {first_line(e)}") from e
     if missing := info["missing_keys"]:
         raise ValueError(f"{folder} lacks {len(missing)} weights, the first: {min(missing)}")
     if foreign := info["unexpected_keys"]:
@@ -61,7 +61,3 @@ def read_network(folder: Path, network: str, tokenizer: Any, device: str, **opti
             f"{folder}: the tokenizer has {tokenizer.get_vocab_size()} tokens, the model {model.config.vocab_size}"
         )
     return model.float().eval().requires_grad_(False).to(device)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from .hub_folder import hub_folder
+from .hub_folder import first_line, hub_folder
 from .pocket_stream import PocketStream, States
-from .voice import Evenly, NoVoice, Sink, Spoken, run
+from .voice import Evenly, NoVoice, Sink, Spoken, paced, run
 
 MODEL = "pocket-tts"
 LANGUAGE = "english"
@@ -118,8 +118,7 @@ class PocketVoice:
 
     def heard(self, characters: int, samples: int) -> None:
         """So many were spoken in so many samples: the next words are placed by it."""
-        pace = characters * self.rate_hz / samples
-        self.pace = min(max(0.7 * self.pace + 0.3 * pace, 2.0), 40.0)
+        self.pace = paced(self.pace, characters * self.rate_hz / samples)
 
 
 @cache
@@ -191,8 +190,7 @@ def _model(root: Path, language: str) -> Any:
             local.write_text(yaml.safe_dump(config))
             model = package.TTSModel.load_model(config=local)
     except Exception as e:
-        first = (str(e).splitlines() or [type(e).__name__])[0]
-        raise NoVoice(f"pocket-tts in {root} cannot be loaded: {first}") from e
+        raise NoVoice(f"pocket-tts in {root} cannot be loaded: {first_line(e)}") from e
     return model.eval().requires_grad_(False)
 
 

@@ -116,6 +116,11 @@ class Evenly(Marked):
         super().__init__(text, [Mark(end, int(end / pace * rate_hz)) for end in ends])
 
 
+def paced(before: float, heard: float) -> float:
+    """Characters a second to place the next words by, after a clause that was heard at `heard` of them."""
+    return min(max(0.7 * before + 0.3 * heard, 2.0), 40.0)
+
+
 def speakable(text: str, longest_word: int = 40) -> str:
     """`text` in ASCII of the same length: what a C library with an English dictionary can be given.
 

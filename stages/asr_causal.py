@@ -20,7 +20,7 @@ from ..models.hub_folder import pulled
 from ..models.whisper_dims import FRAME_MS, BlockPlan
 from ..models.whisper_ort import OrtWhisper
 from ..models.whisper_stream import WhisperStreamer
-from .asr_stream import StreamedAsr
+from .asr_stream import StreamedAsr, device_of
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -68,8 +68,7 @@ def _load(
             "penstock.models.training.asr_fixture (minutes, needs libflite1), or name a checkpoint in 'model'"
         )
     checkpoint = whisper_loader.read(source)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_of(device)
     plan = checkpoint.plan or BlockPlan()
     if chunk_ms is not None or left_ms is not None:
         first = plan.first * FRAME_MS

@@ -5,12 +5,11 @@ from __future__ import annotations
 
 from functools import cache
 
-import torch
 from pydantic import Field
 
 from ..models import moonshine_stream
 from ..models.asr_session import AsrRows
-from .asr_stream import StreamedAsr
+from .asr_stream import StreamedAsr, device_of
 
 
 class MoonshineAsr(StreamedAsr):
@@ -31,6 +30,4 @@ class MoonshineAsr(StreamedAsr):
 @cache
 def _load(model: str, chunk_ms: int, device: str) -> AsrRows:
     """One set of weights for all sessions with the same options. Raises: ValueError."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return AsrRows(moonshine_stream.load(model, chunk_ms=chunk_ms, device=device))
+    return AsrRows(moonshine_stream.load(model, chunk_ms=chunk_ms, device=device_of(device)))

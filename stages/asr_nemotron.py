@@ -5,12 +5,11 @@ from __future__ import annotations
 
 from functools import cache
 
-import torch
 from pydantic import Field
 
 from ..models import nemotron_stream
 from ..models.asr_session import AsrRows
-from .asr_stream import StreamedAsr
+from .asr_stream import StreamedAsr, device_of
 
 
 class NemotronAsr(StreamedAsr):
@@ -33,6 +32,4 @@ class NemotronAsr(StreamedAsr):
 @cache
 def _load(model: str, lookahead_ms: int, device: str) -> AsrRows:
     """One set of weights for all sessions with the same options. Raises: ValueError."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return AsrRows(nemotron_stream.load(model, lookahead_ms=lookahead_ms, device=device))
+    return AsrRows(nemotron_stream.load(model, lookahead_ms=lookahead_ms, device=device_of(device)))

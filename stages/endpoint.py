@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ..pipeline.clock import SECOND
+from ..pipeline.stage import Context, StageError
 from ..pipeline.units import Duration
 
 _MAX_KEY = 16 * 1024  # bytes; tokens of cloud services have up to some kilobytes
@@ -52,6 +53,14 @@ def read_key(reference: str) -> str:
     if not key or not (key.isascii() and key.isprintable()):
         raise ValueError(f"key {reference!r} is empty or not one line of printable ASCII")
     return key
+
+
+async def key_of(ctx: Context, reference: str) -> str:
+    """The key, read off the loop. Raises: StageError, never showing it."""
+    try:
+        return await ctx.pool().call(read_key, reference)
+    except ValueError as e:
+        raise StageError(f"node {ctx.node!r}: {e}") from e
 
 
 def is_local(url: str) -> bool:

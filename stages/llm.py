@@ -13,12 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ..pipeline.clock import MS, SECOND
 from ..pipeline.frame import Frame, TokenFrame
-from ..pipeline.stage import Control, Flush, In, Out, Outputs, Ports, Stage, StageError
+from ..pipeline.stage import Control, Flush, In, Out, Outputs, Ports, Stage
 from ..pipeline.units import Duration
 from .chat_client import ChatClient, Limits
 from .chat_history import ChatHistory, Said
 from .chat_tools import Tool, ToolBox, check_names
-from .endpoint import EndpointOptions, is_local, read_key
+from .endpoint import EndpointOptions, is_local, key_of
 from .endpoint_guard import EndpointGuard
 from .endpoint_http import EndpointFailed
 
@@ -71,10 +71,7 @@ class LlmChat(Stage):
 
     async def setup(self) -> None:
         o = self.options
-        try:
-            key = await self.ctx.pool().call(read_key, o.key)
-        except ValueError as e:
-            raise StageError(f"node {self.ctx.node!r}: {e}") from e
+        key = await key_of(self.ctx, o.key)
         if key and o.base_url.startswith("http:") and not is_local(o.base_url):
             log.warning("%s: the endpoint's key travels unencrypted; use https", self.ctx.node)
         limits = Limits(o.connect, o.first_token, o.between_tokens, o.response_bytes)

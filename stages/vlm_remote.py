@@ -16,18 +16,18 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import cv2
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from ..models.scene_reporter import Answer
 from ..pipeline.clock import MS, SECOND
 from ..pipeline.frame import TokenFrame, VideoFrame
 from ..pipeline.pixels import to_rgb
-from ..pipeline.stage import Context, Outputs, StageError
+from ..pipeline.stage import Context, Outputs
 from ..pipeline.units import Duration
 from .chat_client import ChatClient, Limits
 from .chat_history import ChatHistory
 from .close_up import close_up
-from .endpoint import check_reference, check_url, is_local, read_key
+from .endpoint import EndpointOptions, check_url, is_local, key_of
 from .endpoint_guard import EndpointGuard
 from .endpoint_http import EndpointFailed
 from .question_rules import wish
@@ -43,32 +43,21 @@ _SYSTEM = (
 )
 
 
-class RemoteOptions(BaseModel):
+class RemoteOptions(EndpointOptions):
     """base_url: as http://localhost:8000/v1; empty: no endpoint. key: env:NAME or file:PATH. pictures: how many are
     sent with a question. side: pixels of their longer side."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     base_url: str = ""
-    key: str = ""
     pictures: int = Field(default=4, ge=1, le=64)
     side: int = Field(default=512, ge=64, le=2048)
-    connect: Duration = Field(default=3 * SECOND, gt=0)
     first_token: Duration = Field(default=20 * SECOND, gt=0)
     between_tokens: Duration = Field(default=5 * SECOND, gt=0)
     history_turns: int = Field(default=4, ge=1, le=100)
-    failures: int = Field(default=3, ge=1, le=100)
-    cooldown: Duration = Field(default=5 * SECOND, gt=0, le=60 * SECOND)
 
     @field_validator("base_url")
     @classmethod
     def _http(cls, value: str) -> str:
         return check_url(value) if value else value
-
-    @field_validator("key")
-    @classmethod
-    def _reference(cls, value: str) -> str:
-        return check_reference(value)
 
 
 class Remote:
@@ -92,10 +81,7 @@ class Remote:
     async def start(self) -> None:
         """Raises: StageError."""
         o = self.options
-        try:
-            key = await self.ctx.pool().call(read_key, o.key)
-        except ValueError as e:
-            raise StageError(f"node {self.ctx.node!r}: {e}") from e
+        key = await key_of(self.ctx, o.key)
         if not is_local(o.base_url):
             log.warning("%s: pictures of the camera leave this machine when it is asked", self.ctx.node)
             if o.base_url.startswith("http:"):
@@ -157,9 +143,7 @@ class Remote:
         assert self._client is not None
         try:
             pictures = list(self._window)
-            part = close_up(pictures[-1]) if pictures else None
-            shown = [*pictures, part] if part is not None else pictures
-            images = await self.ctx.pool().call(_encode, shown, self.options.side)
+            images = await self.ctx.pool().call(_encode, pictures, self.options.side)
             await self._client.stream(self._request(text, pictures, images), say)
             attempt.succeeded()
             over = True
@@ -200,9 +184,10 @@ class Remote:
 
 
 def _encode(frames: list[VideoFrame], side: int) -> list[str]:
-    """data: URLs of JPEGs whose longer side is at most `side`."""
+    """data: URLs of JPEGs whose longer side is at most `side`; after them the close-up of the last, where it has one."""
     out: list[str] = []
-    for frame in frames:
+    part = close_up(frames[-1]) if frames else None
+    for frame in frames if part is None else [*frames, part]:
         image = to_rgb(frame)
         scale = side / max(image.shape[:2])
         if scale < 1:

@@ -219,15 +219,15 @@ class Watch:
     async def _look_closer(self) -> Box | None:
         """Before an answer: what its sender sent sharp, as a picture of its own. → where that is; None when it is all."""
         newest = self._newest
-        part = close_up(newest) if newest is not None else None
-        if newest is None or part is None:
+        if not isinstance(newest, VideoFrame) or newest.sharp is None:
             return None
         try:
+            part = await self.ctx.pool().call(close_up, newest)
+            assert part is not None
             image = await self.ctx.pool().call(self._to_tensor, part)
             await self._run(Take(self.session, image=image, at=newest.pts), PICTURES)
         except DeadlineMissed:
             return None
-        assert isinstance(newest, VideoFrame)
         return newest.sharp
 
     async def _reply(self, asked: Asked, out: Outputs) -> None:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import Field, JsonValue
 
-from ..models.voice import Evenly, Spoken
+from ..models.voice import Evenly, Spoken, paced
 from ..pipeline.clock import SECOND
-from ..pipeline.stage import Context, StageError
+from ..pipeline.stage import Context
 from ..pipeline.units import Duration
-from .endpoint import EndpointOptions, is_local, read_key
+from .endpoint import EndpointOptions, is_local, key_of
 from .endpoint_guard import EndpointGuard
 from .endpoint_http import EndpointFailed
 from .speech_client import SpeechClient, SpeechLimits
@@ -26,7 +26,6 @@ log = logging.getLogger(__name__)
 _PIECE_MS = (20, 60)  # shortest and longest that is put on
 _TAIL_MS = 10  # held back to the end, so that there is sound for the last words to go with
 _PACE = 14.0  # characters a second, of an English reader; then as this voice was heard to be
-_PACES = (2.0, 40.0)
 
 
 class SpeechEndpoint(EndpointOptions):
@@ -70,10 +69,7 @@ class RemoteEngine:
     async def start(self) -> None:
         """Raises: StageError."""
         o, ctx = self._options, self._ctx
-        try:
-            key = await ctx.pool().call(read_key, o.key)
-        except ValueError as e:
-            raise StageError(f"node {ctx.node!r}: {e}") from e
+        key = await key_of(ctx, o.key)
         if not is_local(o.base_url) and o.base_url.startswith("http:"):
             log.warning("%s: what is spoken (and a key) travels unencrypted; use https", ctx.node)
         limits = SpeechLimits(o.connect, o.first_byte, o.between_bytes, o.response_bytes)
@@ -88,8 +84,7 @@ class RemoteEngine:
             return
         pieces = _Pieces(text, self._pace * rate, put)
         if await self._ask(text, rate, pieces):
-            heard = len(text.strip()) / pieces.seconds / rate
-            self._pace = min(max(0.7 * self._pace + 0.3 * heard, _PACES[0]), _PACES[1])
+            self._pace = paced(self._pace, len(text.strip()) / pieces.seconds / rate)
         elif self._embedded is not None and not stop.is_set():
             await self._embedded.speak(text[pieces.said :], rate, stop, put)
 
