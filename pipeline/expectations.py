@@ -33,10 +33,10 @@ class TextExpectation(_Strict):
     """Of a port that carries text. Case and punctuation do not count."""
 
     words: str | None = None
-    wer: float = Field(0.0, ge=0, le=1, description="word error rate that is let pass")
+    wer: float = Field(default=0.0, ge=0, le=1, description="word error rate that is let pass")
     contains: tuple[str, ...] = ()
     lacks: tuple[str, ...] = ()
-    matches: str | None = Field(None, description="a regular expression somewhere in the text")
+    matches: str | None = Field(default=None, description="a regular expression somewhere in the text")
 
     @field_validator("contains", "lacks", mode="before")
     @classmethod
@@ -56,9 +56,9 @@ class TextExpectation(_Strict):
 class CountExpectation(_Strict):
     """Of events by name, or of a port's frames; `at` and `within` of events only."""
 
-    count: int | None = Field(None, ge=0)
-    min: int | None = Field(None, ge=0)
-    max: int | None = Field(None, ge=0)
+    count: int | None = Field(default=None, ge=0)
+    min: int | None = Field(default=None, ge=0)
+    max: int | None = Field(default=None, ge=0)
     at: tuple[Duration, ...] | None = None
     within: Duration = 100 * MS
 
@@ -70,7 +70,7 @@ class CaseModel(_Strict):
     params: dict[str, dict[str, Any]] = Field(default_factory=dict)
     expect: dict[str, Any] = Field(default_factory=dict)
     slo: bool = False
-    speed: float | None = Field(None, gt=0, description="times real time, at least")
+    speed: float | None = Field(default=None, gt=0, description="times real time, at least")
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,9 +43,9 @@ class EdgeShape(_Model):
     full: Full
     span: int = Field(ge=1)
     count: int = Field(ge=1)
-    thin: int = Field(0, ge=0)
-    hold: int = Field(0, ge=0)
-    delay: int = Field(0, ge=0)
+    thin: int = Field(default=0, ge=0)
+    hold: int = Field(default=0, ge=0)
+    delay: int = Field(default=0, ge=0)
     match: str = ""
 
 

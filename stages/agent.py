@@ -49,9 +49,9 @@ class CommandsAgent(Stage):
 
     class Options(BaseModel):
         model_config = ConfigDict(extra="forbid", frozen=True)
-        restyle: str = Field("", description="Node whose parameter `style` the style commands set")
-        scope: str = Field("reply", description='What "stop" interrupts')
-        timezone: str = Field("", description="IANA name as Europe/Berlin; empty for this machine's")
+        restyle: str = Field(default="", description="Node whose parameter `style` the style commands set")
+        scope: str = Field(default="reply", description='What "stop" interrupts')
+        timezone: str = Field(default="", description="IANA name as Europe/Berlin; empty for this machine's")
 
     async def setup(self) -> None:
         try:

@@ -47,11 +47,15 @@ class PocketSphinxAsr(Stage):
 
     class Options(BaseModel):
         model_config = ConfigDict(extra="forbid", frozen=True)
-        mask_profanity: bool = Field(True, description="Mask swear words of the open mode, often misheard")
+        mask_profanity: bool = Field(
+            default=True, description="Mask swear words of the open mode, often misheard"
+        )
 
     class Params(BaseModel):
         model_config = ConfigDict(extra="forbid", frozen=True)
-        mode: Mode = Field("commands", description="commands: the demo's phrases; open: any English words")
+        mode: Mode = Field(
+            default="commands", description="commands: the demo's phrases; open: any English words"
+        )
 
     async def setup(self) -> None:
         self._audio = MonoStream(RATE_HZ)

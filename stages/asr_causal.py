@@ -30,17 +30,23 @@ class CausalAsr(StreamedAsr):
 
     class Options(StreamedAsr.Options):
         model: str = Field(
-            "fixture", description="fixture, a checkpoint's path, a hub id, or a name of `penstock models`"
+            default="fixture",
+            description="fixture, a checkpoint's path, a hub id, or a name of `penstock models`",
         )
-        language: str = Field("en", description="Of a multilingual checkpoint")
-        chunk_ms: int | None = Field(None, ge=40, le=1000, description="Audio a step; the checkpoint's own")
-        left_ms: int | None = Field(None, ge=600, description="Bounded window, for weights trained for one")
+        language: str = Field(default="en", description="Of a multilingual checkpoint")
+        chunk_ms: int | None = Field(
+            default=None, ge=40, le=1000, description="Audio a step; the checkpoint's own"
+        )
+        left_ms: int | None = Field(
+            default=None, ge=600, description="Bounded window, for weights trained for one"
+        )
         engine: Literal["auto", "torch", "onnx"] = Field(
-            "auto", description="onnx is two times quicker on CPUs; auto takes it there when it is installed"
+            default="auto",
+            description="onnx is two times quicker on CPUs; auto takes it there when it is installed",
         )
         dtype: Literal["fp32", "bf16"] = "fp32"
-        int8: Literal["none", "head", "all"] = Field("head", description="Which weights are int8")
-        beams: int = Field(1, ge=1, le=16)
+        int8: Literal["none", "head", "all"] = Field(default="head", description="Which weights are int8")
+        beams: int = Field(default=1, ge=1, le=16)
 
     async def load(self) -> tuple[str, AsrRows]:
         o = self.options

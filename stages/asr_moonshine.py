@@ -19,7 +19,7 @@ class MoonshineAsr(StreamedAsr):
         model: str = Field(
             description="A folder, a hub id such as UsefulSensors/moonshine-streaming-tiny, or a name of `penstock models`"
         )
-        chunk_ms: int = Field(320, ge=80, le=1000, description="Audio a step, a multiple of 20")
+        chunk_ms: int = Field(default=320, ge=80, le=1000, description="Audio a step, a multiple of 20")
 
     async def load(self) -> tuple[str, AsrRows]:
         o = self.options

@@ -20,7 +20,7 @@ class NemotronAsr(StreamedAsr):
             description="A folder, a hub id such as nvidia/nemotron-speech-streaming-en-0.6b, or a name of `penstock models`"
         )
         lookahead_ms: int = Field(
-            560, description="Audio a step; the released models know 80, 160, 560 and 1120"
+            default=560, description="Audio a step; the released models know 80, 160, 560 and 1120"
         )
 
     async def load(self) -> tuple[str, AsrRows]:

@@ -41,9 +41,9 @@ class StreamedAsr(Stage):
 
     class Options(BaseModel):
         model_config = ConfigDict(extra="forbid", frozen=True)
-        device: str = Field("auto", description="auto, cpu or cuda")
-        endpoint_ms: int = Field(700, ge=100, le=10_000, description="Silence that ends a turn")
-        mask_profanity: bool = Field(False, description="Write swear words with asterisks")
+        device: str = Field(default="auto", description="auto, cpu or cuda")
+        endpoint_ms: int = Field(default=700, ge=100, le=10_000, description="Silence that ends a turn")
+        mask_profanity: bool = Field(default=False, description="Write swear words with asterisks")
 
     async def load(self) -> tuple[str, AsrRows]:
         """The recogniser and its name, one for all sessions with the same options. Raises: ValueError."""

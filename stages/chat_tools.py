@@ -39,14 +39,14 @@ class Tool(BaseModel):
         description="JSON Schema of its arguments",
     )
     url: str = Field(
-        "", description="POST the arguments there as JSON; the body that comes back is the result"
+        default="", description="POST the arguments there as JSON; the body that comes back is the result"
     )
-    set: str = Field("", description="Node whose live parameters the arguments are")
+    set: str = Field(default="", description="Node whose live parameters the arguments are")
     emit: str = Field(
-        "", pattern=r"^([a-z][a-z0-9_]{0,31})?$", description="Event that carries the arguments"
+        default="", pattern=r"^([a-z][a-z0-9_]{0,31})?$", description="Event that carries the arguments"
     )
-    call: str = Field("", description=f"Function by its name in the entry points {GROUP!r}")
-    timeout: Duration = Field(5 * SECOND, gt=0, le=120 * SECOND, description="For one call")
+    call: str = Field(default="", description=f"Function by its name in the entry points {GROUP!r}")
+    timeout: Duration = Field(default=5 * SECOND, gt=0, le=120 * SECOND, description="For one call")
 
     @field_validator("parameters")
     @classmethod

@@ -35,7 +35,7 @@ class EchoGuardStage(Stage):
     class Options(BaseModel):
         model_config = ConfigDict(extra="forbid", frozen=True)
         learn_ms: int = Field(
-            2200, ge=0, le=5000, description="Of played sound, until it knows whether there is echo"
+            default=2200, ge=0, le=5000, description="Of played sound, until it knows whether there is echo"
         )
 
     async def setup(self) -> None:

@@ -79,10 +79,10 @@ class EndpointOptions(BaseModel):
 
     base_url: str = Field(description="As http://localhost:8000/v1")
     model: str = Field(min_length=1, description="As the endpoint names it")
-    key: str = Field("", description="Where its key is: env:NAME or file:PATH; empty for none")
-    connect: Duration = Field(3 * SECOND, gt=0, description="Time to connect in")
-    failures: int = Field(3, ge=1, le=100, description="In a row, then it is left alone for a while")
-    cooldown: Duration = Field(5 * SECOND, gt=0, le=60 * SECOND, description="That while, at first")
+    key: str = Field(default="", description="Where its key is: env:NAME or file:PATH; empty for none")
+    connect: Duration = Field(default=3 * SECOND, gt=0, description="Time to connect in")
+    failures: int = Field(default=3, ge=1, le=100, description="In a row, then it is left alone for a while")
+    cooldown: Duration = Field(default=5 * SECOND, gt=0, le=60 * SECOND, description="That while, at first")
 
     @field_validator("base_url")
     @classmethod

@@ -48,15 +48,21 @@ class LlmChat(Stage):
 
     class Options(EndpointOptions):
         base_url: str = Field(description="As http://localhost:11434/v1; /chat/completions is appended")
-        system: str = Field(_SYSTEM, max_length=32_000, description="The system prompt")
-        apology: str = Field("Sorry, I can't answer right now.", description="Said once when it fails")
-        first_token: Duration = Field(10 * SECOND, gt=0, description="From the question to the first text")
-        between_tokens: Duration = Field(5 * SECOND, gt=0, description="From one text to the next")
-        history_turns: int = Field(20, ge=1, le=1_000, description="Questions and answers remembered")
-        history_bytes: int = Field(32_768, ge=256, le=4_194_304, description="Bytes of them")
-        response_bytes: int = Field(2_097_152, ge=1_024, le=67_108_864, description="Longest response read")
+        system: str = Field(default=_SYSTEM, max_length=32_000, description="The system prompt")
+        apology: str = Field(
+            default="Sorry, I can't answer right now.", description="Said once when it fails"
+        )
+        first_token: Duration = Field(
+            default=10 * SECOND, gt=0, description="From the question to the first text"
+        )
+        between_tokens: Duration = Field(default=5 * SECOND, gt=0, description="From one text to the next")
+        history_turns: int = Field(default=20, ge=1, le=1_000, description="Questions and answers remembered")
+        history_bytes: int = Field(default=32_768, ge=256, le=4_194_304, description="Bytes of them")
+        response_bytes: int = Field(
+            default=2_097_152, ge=1_024, le=67_108_864, description="Longest response read"
+        )
         tools: dict[str, Tool] = Field(default_factory=dict, max_length=64, description="Functions by name")
-        tool_rounds: int = Field(4, ge=1, le=16, description="Rounds of calls in one answer")
+        tool_rounds: int = Field(default=4, ge=1, le=16, description="Rounds of calls in one answer")
 
         @field_validator("tools")
         @classmethod
@@ -66,8 +72,8 @@ class LlmChat(Stage):
 
     class Params(BaseModel):
         model_config = ConfigDict(extra="forbid", frozen=True)
-        temperature: float = Field(0.7, ge=0.0, le=2.0, description="0 takes the likeliest word")
-        max_tokens: int = Field(300, ge=1, le=4096, description="Longest reply")
+        temperature: float = Field(default=0.7, ge=0.0, le=2.0, description="0 takes the likeliest word")
+        max_tokens: int = Field(default=300, ge=1, le=4096, description="Longest reply")
 
     async def setup(self) -> None:
         o = self.options

@@ -46,21 +46,25 @@ class StreamTts(Stage):
         model_config = ConfigDict(extra="forbid", frozen=True)
         voice: Literal[
             "auto", "flite:rms", "flite:slt", "flite:awb", "flite:kal16", "espeak", "flow", "pocket"
-        ] = Field("auto", description="auto takes the best there is; pocket is pulled first")
+        ] = Field(default="auto", description="auto takes the best there is; pocket is pulled first")
         model: str = Field(
             "pocket-tts", description="Of pocket: a name of `penstock models`, folder or hub id"
         )
-        speaker: str = Field("alba", description="Of pocket: a name, or a .safetensors file")
-        language: str = Field("english", pattern=r"^[\w-]+$", description="Of pocket")
+        speaker: str = Field(default="alba", description="Of pocket: a name, or a .safetensors file")
+        language: str = Field(default="english", pattern=r"^[\w-]+$", description="Of pocket")
         stall: Duration = Field(
             400 * MS, ge=0, description="Without more text what is written is spoken; 0 waits"
         )
-        endpoint: SpeechEndpoint | None = Field(None, description="Speaks in place of the embedded voice")
+        endpoint: SpeechEndpoint | None = Field(
+            default=None, description="Speaks in place of the embedded voice"
+        )
 
     class Params(BaseModel):
         model_config = ConfigDict(extra="forbid", frozen=True)
-        rate: float = Field(1.0, ge=0.5, le=2.0, description="Speed of speech")
-        volume: float = Field(1.0, ge=0.0, le=2.0, description="1 is as the voice is; louder may clip")
+        rate: float = Field(default=1.0, ge=0.5, le=2.0, description="Speed of speech")
+        volume: float = Field(
+            default=1.0, ge=0.0, le=2.0, description="1 is as the voice is; louder may clip"
+        )
 
     async def setup(self) -> None:
         self._cutter = ClauseCutter()

@@ -40,13 +40,19 @@ class TurnDetector(Stage):
 
     class Params(BaseModel):
         model_config = ConfigDict(extra="forbid", frozen=True)
-        threshold: float = Field(0.5, ge=0.2, le=0.95, description="A window above this may be speech")
-        sure: float = Field(
-            0.65, ge=0.3, le=1.0, description="One window above this is speech; else it takes two"
+        threshold: float = Field(
+            default=0.5, ge=0.2, le=0.95, description="A window above this may be speech"
         )
-        score: float = Field(0.5, ge=0.1, le=0.95, description="A turn ends at this score")
-        patience: float = Field(1.0, ge=0.25, le=4.0, description="Factor on the silence that is waited for")
-        max_silence_ms: int = Field(2000, ge=200, le=10_000, description="A turn ends then whatever was said")
+        sure: float = Field(
+            default=0.65, ge=0.3, le=1.0, description="One window above this is speech; else it takes two"
+        )
+        score: float = Field(default=0.5, ge=0.1, le=0.95, description="A turn ends at this score")
+        patience: float = Field(
+            default=1.0, ge=0.25, le=4.0, description="Factor on the silence that is waited for"
+        )
+        max_silence_ms: int = Field(
+            default=2000, ge=200, le=10_000, description="A turn ends then whatever was said"
+        )
 
     async def setup(self) -> None:
         self._speaking = False

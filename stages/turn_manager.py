@@ -75,14 +75,14 @@ class TurnManager(Stage):
 
     class Params(BaseModel):
         model_config = ConfigDict(extra="forbid", frozen=True)
-        back_channel: bool = Field(True, description='"mm-hm" and "okay" do not interrupt')
+        back_channel: bool = Field(default=True, description='"mm-hm" and "okay" do not interrupt')
         decide_ms: int = Field(
-            300, ge=0, le=3000, description="Silence without a word, then the reply goes on"
+            default=300, ge=0, le=3000, description="Silence without a word, then the reply goes on"
         )
         barge_in_ms: int = Field(
-            1500, ge=100, le=10_000, description="Speech this long interrupts, understood or not"
+            default=1500, ge=100, le=10_000, description="Speech this long interrupts, understood or not"
         )
-        patience_ms: int = Field(2500, ge=200, le=20_000, description="Silence that ends any turn")
+        patience_ms: int = Field(default=2500, ge=200, le=20_000, description="Silence that ends any turn")
 
     async def setup(self) -> None:
         self._detector = "turn" in self.ctx.connected

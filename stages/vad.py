@@ -36,10 +36,10 @@ class SileroVad(Stage):
 
     class Params(BaseModel):
         model_config = ConfigDict(extra="forbid", frozen=True)
-        threshold: float = Field(0.5, ge=0.2, le=0.95, description="Surer than this counts as speech")
-        min_speech_ms: int = Field(64, ge=32, le=1000, description="Shorter sounds are no speech")
-        min_silence_ms: int = Field(480, ge=64, le=5000, description="A longer pause ends the turn")
-        pre_roll_ms: int = Field(32, ge=0, le=500, description="Onset is set this much earlier")
+        threshold: float = Field(default=0.5, ge=0.2, le=0.95, description="Surer than this counts as speech")
+        min_speech_ms: int = Field(default=64, ge=32, le=1000, description="Shorter sounds are no speech")
+        min_silence_ms: int = Field(default=480, ge=64, le=5000, description="A longer pause ends the turn")
+        pre_roll_ms: int = Field(default=32, ge=0, le=500, description="Onset is set this much earlier")
 
     async def setup(self) -> None:
         try:

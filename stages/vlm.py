@@ -97,7 +97,7 @@ class VlmParams(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     speak: Literal["asked", "failures"] = Field(
-        "asked", title="Speaks up", description="When it was asked to, or also when the picture fails"
+        default="asked", title="Speaks up", description="When it was asked to, or also when the picture fails"
     )
 
 

@@ -32,19 +32,23 @@ class SpeechEndpoint(EndpointOptions):
     """An OpenAI-compatible speech endpoint."""
 
     base_url: str = Field(description="As http://localhost:8880/v1; /audio/speech is appended")
-    model: str = Field("tts-1", min_length=1, description="As the endpoint names it")
-    voice: str = Field("alloy", min_length=1, description="As the endpoint names it")
-    format: Format = Field("pcm", description="What is asked for; pcm is 16 bit, mono, and soonest")
-    rate_hz: int = Field(24_000, ge=8_000, le=48_000, description="Of pcm, which does not say it")
+    model: str = Field(default="tts-1", min_length=1, description="As the endpoint names it")
+    voice: str = Field(default="alloy", min_length=1, description="As the endpoint names it")
+    format: Format = Field(default="pcm", description="What is asked for; pcm is 16 bit, mono, and soonest")
+    rate_hz: int = Field(default=24_000, ge=8_000, le=48_000, description="Of pcm, which does not say it")
     extra: dict[str, JsonValue] = Field(
         default_factory=dict, max_length=16, description="Further fields of the request, as instructions"
     )
-    fallback: bool = Field(True, description="While it fails, an embedded voice speaks")
-    connect: Duration = Field(2 * SECOND, gt=0, description="Time to connect in")
-    first_byte: Duration = Field(3 * SECOND, gt=0, description="From the request to the first sound")
-    between_bytes: Duration = Field(2 * SECOND, gt=0, description="From one piece of sound to the next")
-    response_bytes: int = Field(8_388_608, ge=1_024, le=67_108_864, description="Longest response read")
-    failures: int = Field(1, ge=1, le=100, description="In a row, then it is left alone for a while")
+    fallback: bool = Field(default=True, description="While it fails, an embedded voice speaks")
+    connect: Duration = Field(default=2 * SECOND, gt=0, description="Time to connect in")
+    first_byte: Duration = Field(default=3 * SECOND, gt=0, description="From the request to the first sound")
+    between_bytes: Duration = Field(
+        default=2 * SECOND, gt=0, description="From one piece of sound to the next"
+    )
+    response_bytes: int = Field(
+        default=8_388_608, ge=1_024, le=67_108_864, description="Longest response read"
+    )
+    failures: int = Field(default=1, ge=1, le=100, description="In a row, then it is left alone for a while")
 
 
 class RemoteEngine:
