@@ -86,6 +86,19 @@ class PackedRows:
         default_factory=dict[tuple[int, ...], "list[_Stacked]"]
     )
 
+    def put(self, kvs: Sequence[KvBuffer], k: Tensor, v: Tensor) -> None:
+        """Write the rows' own keys and values, (H, N, Dh) each: the last that each stream sees."""
+        counts = list(self.counts)
+        for kv, k1, v1, end in zip(kvs, k.split(counts, 1), v.split(counts, 1), self.ends, strict=True):
+            kv.put(k1, v1, end - k1.shape[1])
+
+    def attend(
+        self, q: Tensor, kvs: Sequence[KvBuffer], weights: bool = False
+    ) -> tuple[Tensor, list[Tensor]]:
+        """q: (H, N, Dh), and this layer's buffer of each stream → (N, H·Dh) and, with `weights`, each stream's (H, n, K)."""
+        y, spread = (self.padded if q.is_cuda or self.pad else self.apart)(q, kvs, weights)
+        return y.transpose(0, 1).flatten(1), spread
+
     def apart(self, q: Tensor, kvs: Sequence[KvBuffer], weights: bool) -> tuple[Tensor, list[Tensor]]:
         """q: (H, N, Dh) → (H, N, Dh) and, with `weights`, each stream's (H, n, K)."""
         heads: list[Tensor] = []
@@ -177,10 +190,8 @@ class Attention(nn.Module):
         x: (N, D), row after row. kvs: this layer's buffer of each row. Returns (N, D) and, with `weights`, each row's
         attention (H, n, K).
         """
-        q = self.split(self.query(x))  # (H, N, Dh)
-        attend = rows.padded if x.is_cuda or rows.pad else rows.apart
-        y, spread = attend(q, kvs, weights)
-        return self.out(y.transpose(0, 1).flatten(1)), spread
+        y, spread = rows.attend(self.split(self.query(x)), kvs, weights)
+        return self.out(y), spread
 
     def forward(
         self,

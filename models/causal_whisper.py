@@ -51,6 +51,21 @@ class TextRow:
     attention: list[Tensor] = field(default_factory=list[Tensor])  # (H, n, A) of the upper layers
 
 
+def packed_text(
+    rows: Sequence[TextRow], device: torch.device, pad: bool
+) -> tuple[Tensor, Tensor, PackedRows, PackedRows]:
+    """Tokens (N,) and their places (N,), row after row; what they see of the text, themselves included; and of the audio."""
+    counts, starts = [len(row.tokens) for row in rows], [row.start for row in rows]
+    ends = [start + n for start, n in zip(starts, counts, strict=True)]
+    ids = torch.tensor([t for row in rows for t in row.tokens], device=device)
+    places = torch.tensor(
+        [i for start, end in zip(starts, ends, strict=True) for i in range(start, end)], device=device
+    )
+    text = PackedRows(counts, [0] * len(rows), ends, starts, pad=pad)
+    audio = PackedRows(counts, [r.audio_begin for r in rows], [r.audio_end for r in rows], pad=pad)
+    return ids, places, text, audio
+
+
 def fresh_state(dims: WhisperDims, plan: BlockPlan, like: Tensor) -> EncoderState:
     """A stream's beginning, with buffers for the plan's window; dtype and device of `like`."""
     capacity = dims.n_audio_ctx if plan.left is None else 2 * plan.left + plan.first
@@ -108,10 +123,8 @@ class Encoder(ConvFront):
         for index, block in enumerate(self.blocks):
             assert isinstance(block, Block)
             h = block.attn_ln(x)
-            k, v = block.attn.keys_values(h)  # (H, B·n, Dh)
             kvs = [s.layers[index] for s in states]
-            for kv, k1, v1 in zip(kvs, k.split(n, 1), v.split(n, 1), strict=True):
-                kv.put(k1, v1, kv.fill)
+            rows.put(kvs, *block.attn.keys_values(h))  # (H, B·n, Dh)
             x = x + block.attn.packed(h, rows, kvs)[0]
             x = x + block.mlp(block.mlp_ln(x))
         return self.ln_post(x).unflatten(0, (len(states), n))
@@ -190,26 +203,15 @@ class Decoder(nn.Module):
 
         With `align`, each row's `attention` gets the cross-attention of the upper half of the layers.
         """
-        device = self.token_embedding.weight.device
-        ids = torch.tensor([t for row in rows for t in row.tokens], device=device)
-        places = torch.tensor([row.start + i for row in rows for i in range(len(row.tokens))], device=device)
+        ids, places, own, heard = packed_text(rows, self.token_embedding.weight.device, self.pad)
         x = self.token_embedding(ids) + self.positional_embedding[places]  # (N, D)
-        counts = [len(row.tokens) for row in rows]
-        starts = [row.start for row in rows]
-        ends = [start + n for start, n in zip(starts, counts, strict=True)]
-        own = PackedRows(counts, [0] * len(rows), ends, starts, pad=self.pad)
-        heard = PackedRows(
-            counts, [row.audio_begin for row in rows], [row.audio_end for row in rows], pad=self.pad
-        )
         for index, block in enumerate(self.blocks):
             assert isinstance(block, Block)
             assert block.cross_attn is not None
             assert block.cross_attn_ln is not None
             h = block.attn_ln(x)
-            k, v = block.attn.keys_values(h)
             pasts = [row.past[index] for row in rows]
-            for kv, k1, v1, start in zip(pasts, k.split(counts, 1), v.split(counts, 1), starts, strict=True):
-                kv.put(k1, v1, start)
+            own.put(pasts, *block.attn.keys_values(h))
             x = x + block.attn.packed(h, own, pasts)[0]
             audio = [row.audio[index] for row in rows]
             aligned = align and 2 * index >= len(self.blocks) - 1

@@ -12,14 +12,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from .attention_kv import KvBuffer, scores
-from .causal_whisper import TextRow
+from .attention_kv import KvBuffer
+from .causal_whisper import TextRow, packed_text
 
 
 class MoonshineDecoder:
     """Holds the weights and no stream."""
+
+    pad = False  # stack streams' buffers as on a GPU, wherever it runs
 
     def __init__(self, model: Any, window: int) -> None:
         """model: `MoonshineStreamingForConditionalGeneration`. window: most frames of audio."""
@@ -68,34 +69,23 @@ class MoonshineDecoder:
 
         With `align`, each row's `attention` gets the cross-attention of the upper half of the layers.
         """
-        device = self.like.device
-        counts = [len(row.tokens) for row in rows]
-        ids = torch.tensor([t for row in rows for t in row.tokens], device=device)
-        places = torch.cat([torch.arange(r.start, r.start + n) for r, n in zip(rows, counts, strict=True)])
+        ids, places, text, audio = packed_text(rows, self.like.device, self.pad)
         x = self._net.embed_tokens(ids)  # (N, D)
-        cos, sin = self._net.rotary_emb(x, places[None].to(device))
+        cos, sin = self._net.rotary_emb(x, places[None])
         for index, layer in enumerate(self._layers):
             own, other = layer.self_attn, layer.encoder_attn
             h = layer.input_layernorm(x)
             q, k, v = (self._split(p(h)) for p in (own.q_proj, own.k_proj, own.v_proj))
             q, k = (y[0] for y in self._rotate(q[None], k[None], cos, sin))  # (H, N, Dh)
-            sums: list[Tensor] = []
-            parts = zip(*(y.split(counts, 1) for y in (q, k, v)), strict=True)
-            for row, (q1, k1, v1) in zip(rows, parts, strict=True):
-                row.past[index].put(k1, v1, row.start)
-                n = k1.shape[1]
-                mask = torch.ones(n, row.start + n, dtype=torch.bool, device=device).tril(row.start)
-                seen = row.past[index].view(0, row.start + n)
-                sums.append(_attend(q1, *seen, mask if n > 1 else None))
-            x = x + own.o_proj(_together(sums))
+            pasts = [row.past[index] for row in rows]
+            text.put(pasts, k, v)
+            x = x + own.o_proj(text.attend(q, pasts)[0])
             q = self._split(other.q_proj(layer.post_attention_layernorm(x)))
-            sums = []
-            for row, q1 in zip(rows, q.split(counts, 1), strict=True):
-                k1, v1 = row.audio[index].view(row.audio_begin, row.audio_end)
-                sums.append(_attend(q1, k1, v1, None))
-                if align and index >= len(self._layers) // 2:
-                    row.attention.append(scores(q1, k1))
-            x = x + other.o_proj(_together(sums))
+            aligned = align and index >= len(self._layers) // 2
+            y, spread = audio.attend(q, [row.audio[index] for row in rows], aligned)
+            for row, one in zip(rows, spread, strict=False):
+                row.attention.append(one)
+            x = x + other.o_proj(y)
             x = x + layer.mlp(layer.final_layernorm(x))
         return self._net.norm(x)
 
@@ -106,12 +96,3 @@ class MoonshineDecoder:
     def _split(self, x: Tensor) -> Tensor:
         """(n, H·Dh) → (H, n, Dh)."""
         return x.unflatten(-1, (-1, self._width)).transpose(0, 1)
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    return F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=mask)[0]
-
-
-def _together(parts: Sequence[Tensor]) -> Tensor:
-    """(H, n, Dh) of each row → (N, H·Dh)."""
-    return torch.cat(list(parts), 1).transpose(0, 1).flatten(1)

@@ -145,7 +145,14 @@ def run(asr: MoonshineStreamer, pcm: NDArray[np.float32], step: int) -> tuple[li
     return words + list(asr.commit(stream, asr.forward([stream])[0], everything=True)), stream
 
 
-def test_logits_over_the_streamed_audio_are_those_of_the_whole(asr: MoonshineStreamer) -> None:
+PAD = pytest.mark.parametrize("pad", [False, True], ids=["apart", "padded"])  # padded: as on a GPU
+
+
+@PAD
+def test_logits_over_the_streamed_audio_are_those_of_the_whole(
+    asr: MoonshineStreamer, monkeypatch: pytest.MonkeyPatch, pad: bool
+) -> None:
+    monkeypatch.setattr(asr.decoder, "pad", pad)
     pcm = speech(1.9)
     _, stream = run(asr, pcm, 7)
     assert (stream.audio - whole(asr, torch.from_numpy(pcm))).abs().max() <= 1e-4
@@ -178,7 +185,12 @@ def test_one_block_writes_what_transformers_generates(asr: MoonshineStreamer) ->
     assert [1, *text.tokens] == theirs[: 1 + len(text.tokens)]
 
 
-def test_strangers_of_any_age_and_dropped_forwards_change_nothing(asr: MoonshineStreamer) -> None:
+@PAD
+def test_strangers_of_any_age_and_dropped_forwards_change_nothing(
+    asr: MoonshineStreamer, monkeypatch: pytest.MonkeyPatch, pad: bool
+) -> None:
+    monkeypatch.setattr(asr.decoder, "pad", pad)
+
     def feed(stream: Any, i: int) -> None:
         mel = torch.from_numpy(speech(0.19, i)).reshape(-1, 160).T
         asr.push(stream, torch.cat([mel, torch.zeros(1, mel.shape[1])]))
