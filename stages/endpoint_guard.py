@@ -7,6 +7,7 @@ not accepted, garbage in its answer) opens only its session's: nobody silences t
 
 from __future__ import annotations
 
+from types import TracebackType
 from weakref import WeakKeyDictionary
 
 from ..pipeline.breaker import CircuitBreaker, State
@@ -18,29 +19,42 @@ _shared: WeakKeyDictionary[Clock, dict[tuple[str, ...], CircuitBreaker]] = WeakK
 
 
 class Attempt:
-    """One request that was allowed; how it came out is told by one of the three."""
+    """One request that was allowed, to be made inside of it as a context: what leaves it is how the request came out.
+
+    Nothing: it succeeded. `EndpointFailed`: it failed, also where it had succeeded at first. Anything else: it was given up by
+    its caller, which tells nothing about the service.
+    """
 
     def __init__(self, guard: EndpointGuard, own: int, shared: int) -> None:
         self._guard = guard
         self._own = own
         self._shared = shared
 
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.succeeded()
+        elif isinstance(error, EndpointFailed):
+            self._failed(error)
+        else:  # a no-op where it has succeeded: that closed the circuit, or another failure opened it since
+            self._guard.own.abandoned(self._own)
+            self._guard.shared.abandoned(self._shared)
+
     def succeeded(self) -> None:
+        """Known before its end: the service answers."""
         self._guard.own.succeeded(self._own)
         self._guard.shared.succeeded(self._shared)
 
-    def failed(self, how: EndpointFailed) -> None:
+    def _failed(self, how: EndpointFailed) -> None:
         now = self._guard.clock.now()
         self._guard.own.failed(now, self._own, how.retry_after)
         if how.for_all:
             self._guard.shared.failed(now, self._shared, how.retry_after)
         else:
             self._guard.shared.abandoned(self._shared)
-
-    def abandoned(self) -> None:
-        """It was given up by its caller: it tells nothing about the service."""
-        self._guard.own.abandoned(self._own)
-        self._guard.shared.abandoned(self._shared)
 
 
 class EndpointGuard:

@@ -143,14 +143,11 @@ class LlmChat(Stage):
             await self._apologise(reply)
             return
         epoch = self._epoch
-        over = False
 
         async def say(text: str) -> None:
-            nonlocal over
             if self.ctx.epoch != epoch:
                 raise asyncio.CancelledError  # the flush is on its way: this was not said
             if not reply.said:
-                over = True
                 attempt.succeeded()
                 self.ctx.emit("llm_first_token", ms=(clock.now() - start) // MS)
             if len(reply.said) + len(text) > _MAX_SAID:
@@ -158,21 +155,15 @@ class LlmChat(Stage):
             await reply.say(text)
 
         try:
-            await self._converse(say)
-            over = True
-            attempt.succeeded()
+            with attempt:
+                await self._converse(say)
             self._apologised = False
             await reply.end()
         except EndpointFailed as e:
-            over = True
-            attempt.failed(e)
             state = guard.state
             log.warning("%s/%s: %s; circuit %s", self.ctx.session, self.ctx.node, e, state)
             self.ctx.emit("llm_failed", error=str(e), circuit=state)
             await self._apologise(reply)
-        finally:
-            if not over:
-                attempt.abandoned()
 
     async def _converse(self, say: Callable[[str], Awaitable[None]]) -> None:
         """Ask until the model has no more functions to call. Raises: EndpointFailed."""

@@ -121,7 +121,7 @@ class Remote:
     async def _reply(self, asked: Asked, out: Outputs) -> None:
         frame, text, epoch = asked.frame, asked.text, asked.epoch
         clock, guard, start = self.ctx.clock, self._guard, self.ctx.clock.now()
-        utterance, said, over = self._voice.begin(), "", False
+        utterance, said = self._voice.begin(), ""
 
         def put(words: str, end: bool, at: int) -> None:
             out.post("answer", TokenFrame(pts=frame.pts, epoch=at, text=words, utterance=utterance, end=end))
@@ -142,29 +142,22 @@ class Remote:
             return
         assert self._client is not None
         try:
-            pictures = list(self._window)
-            images = await self.ctx.pool().call(_encode, pictures, self.options.side)
-            await self._client.stream(self._request(text, pictures, images), say)
-            attempt.succeeded()
-            over = True
+            with attempt:
+                pictures = list(self._window)
+                images = await self.ctx.pool().call(_encode, pictures, self.options.side)
+                await self._client.stream(self._request(text, pictures, images), say)
+        except EndpointFailed as e:
+            self.ctx.emit("vlm_failed", error=str(e), circuit=guard.state)
+            log.warning("%s/%s: %s", self.ctx.session, self.ctx.node, e)
+            put(" I cannot go on right now." if said else "I cannot answer right now.", True, epoch)
+        except BaseException:  # interrupted
+            put("", True, self.ctx.epoch)
+            raise
+        else:
             put("", True, epoch)
             tell_answered(frame, out, "endpoint", epoch=epoch)
             self._history.add("user", text)
             self._history.add("assistant", said)
-        except EndpointFailed as e:
-            attempt.failed(e)
-            over = True
-            self.ctx.emit("vlm_failed", error=str(e), circuit=guard.state)
-            log.warning("%s/%s: %s", self.ctx.session, self.ctx.node, e)
-            put(
-                " I cannot answer right now.".lstrip() if not said else " I cannot go on right now.",
-                True,
-                epoch,
-            )
-        finally:
-            if not over:  # interrupted
-                attempt.abandoned()
-                put("", True, self.ctx.epoch)
 
     def _request(self, text: str, pictures: list[VideoFrame], images: list[str]) -> dict[str, object]:
         content: list[dict[str, object]] = []

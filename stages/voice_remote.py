@@ -104,23 +104,16 @@ class RemoteEngine:
         request["input"] = text.strip().encode(errors="replace").decode()
         if rate != 1.0:
             request["speed"] = rate
-        over = False
         try:
-            await self._client.stream(request, o.format, o.rate_hz, pieces.push)
-            over = True
-            attempt.succeeded()
-            if self._told:
-                log.info("%s/%s: the speech endpoint is back", ctx.session, ctx.node)
-                self._told = False
+            with attempt:
+                await self._client.stream(request, o.format, o.rate_hz, pieces.push)
         except EndpointFailed as e:
-            over = True
-            attempt.failed(e)
             self._tell(str(e))
             await pieces.cut()
             return False
-        finally:
-            if not over:
-                attempt.abandoned()
+        if self._told:
+            log.info("%s/%s: the speech endpoint is back", ctx.session, ctx.node)
+            self._told = False
         await pieces.finish()
         return True
 

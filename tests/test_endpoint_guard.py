@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from penstock.pipeline.clock import SECOND, ManualClock
 from penstock.stages.endpoint_guard import EndpointGuard
 from penstock.stages.endpoint_http import EndpointFailed
@@ -18,7 +19,8 @@ def guards(count: int, clock: ManualClock, *endpoint: str) -> list[EndpointGuard
 def fail(guard: EndpointGuard, how: EndpointFailed) -> None:
     attempt = guard.allow()
     assert attempt
-    attempt.failed(how)
+    with pytest.raises(EndpointFailed), attempt:
+        raise how
 
 
 def test_a_service_that_is_down_is_found_out_once_for_all() -> None:
@@ -55,7 +57,8 @@ def test_a_refused_probe_lets_others_probe() -> None:
     fail(one, REFUSED)
     attempt = two.allow()
     assert attempt
-    attempt.abandoned()
+    with pytest.raises(KeyboardInterrupt), attempt:
+        raise KeyboardInterrupt  # given up, as by a cancellation
     assert two.allow()
 
 
