@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import sys
+from collections.abc import Mapping
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -184,12 +185,17 @@ def serve(
         "downlink": downlink,
     }
 
-    def on_ready(url: str) -> None:
-        err.print(
-            f"[bold green]ready[/]  {', '.join(plans)}  →  [bold]{url}[/]   (Ctrl-C stops)",
-            highlight=False,
-            soft_wrap=True,
-        )
+    def on_ready(url: str, broken: Mapping[str, str]) -> None:
+        able = ", ".join(name for name in plans if name not in broken)
+        told = f"[bold green]ready[/]  {able}" if able else "[bold red]no graph can start[/]"
+        err.print(f"{told}  →  [bold]{url}[/]   (Ctrl-C stops)", highlight=False, soft_wrap=True)
+        if broken:
+            err.print(
+                f"[bold red]cannot start[/]  {', '.join(broken)}: see the errors above; mend what they name, then "
+                "send SIGHUP or open a session",
+                highlight=False,
+                soft_wrap=True,
+            )
 
     asyncio.run(
         daemon.serve(

@@ -66,7 +66,7 @@ async def warm(plan: Plan, clock: Clock, make: Any = Session) -> str:
         )
     except StageError as e:
         log.error("graph %s cannot start: %s", plan.name, e)
-        return f"{plan.name}: {e}"
+        return str(e)
     finally:
         await session.close("warm")
     return ""

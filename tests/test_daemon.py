@@ -6,7 +6,9 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -63,7 +65,7 @@ def test_ready_is_said_when_the_server_listens_and_the_graphs_are_warm(manager: 
     async def main() -> None:
         served = daemon(manager)
         ready = asyncio.Event()
-        task = asyncio.create_task(served.run(lambda url: ready.set()))
+        task = asyncio.create_task(served.run(lambda url, broken: ready.set()))
         await within(ready.wait())
         lines = manager.read()
         assert lines[0] == "STATUS=warming up"
@@ -85,7 +87,7 @@ def test_a_drain_tells_clients_gives_them_their_time_and_takes_no_new_ones(manag
     async def main() -> None:
         served = daemon(manager, drain=30 * SECOND)
         ready = asyncio.Event()
-        task = asyncio.create_task(served.run(lambda url: ready.set()))
+        task = asyncio.create_task(served.run(lambda url, broken: ready.set()))
         await within(ready.wait())
         client = Client()
         await client.connect(served.server.url)
@@ -115,12 +117,63 @@ def test_a_drain_ends_what_stays_over_its_time(manager: Manager):
     async def main() -> None:
         served = daemon(manager, {"steady": compile_test(STEADY)}, drain=100 * MS)
         ready = asyncio.Event()
-        task = asyncio.create_task(served.run(lambda url: ready.set()))
+        task = asyncio.create_task(served.run(lambda url, broken: ready.set()))
         await within(ready.wait())
         await served.server.desk.start("steady")
         served.stop()
         await within(task)
         assert not served.server.desk.running()
+
+    asyncio.run(main())
+
+
+def test_a_graph_that_cannot_start_is_told_as_such_until_it_can(manager: Manager, tmp_path: Path):
+    weights = tmp_path / "mine.safetensors"
+    weights.write_bytes(b"\x08")
+    broken = compile_test(f"""
+penstock: 1
+graph: restyle
+nodes:
+  client: {{use: webrtc.in}}
+  restyle: {{use: diffusion.stream, in: client.video, weights: {weights}, device: cpu}}
+  out: {{use: webrtc.out, in: {{video: restyle.video}}}}
+""")
+    path = tmp_path / "restyle.yaml"
+    why = f"node 'restyle': {weights} is no readable safetensors file"
+
+    async def main() -> None:
+        served = daemon(manager, {"loopback": load(GRAPHS / "loopback.yaml"), "restyle": broken})
+        told: list[tuple[str, list[str]]] = []
+        task = asyncio.create_task(served.run(lambda url, broken: told.append((url, list(broken)))))
+        await until(lambda: bool(told))
+        assert told == [(served.server.url, ["restyle"])]
+        assert manager.read()[-1] == f"STATUS=0 sessions; {served.server.url}; cannot start: restyle"
+        async with aiohttp.ClientSession(served.server.url) as session:
+
+            async def get(path: str) -> tuple[int, dict[str, Any]]:
+                async with session.get(path) as r:
+                    return r.status, await r.json()
+
+            status, health = await get("/health/ready")
+            assert (status, health["status"]) == (200, "ready"), "the other graph can be had"
+            assert health["broken"]["restyle"].startswith(why)
+            rows = {row["name"]: row["error"] for row in (await get("/graphs"))[1]["graphs"]}
+            assert rows["loopback"] == ""
+            assert rows["restyle"].startswith(why)
+            loopback = served.graphs.pop("loopback")
+            status, health = await get("/health/ready")
+            assert status == 503
+            assert health["error"].startswith(f"no graph can start: restyle: {why}")
+            served.graphs["loopback"] = loopback
+            path.write_text(
+                (GRAPHS / "loopback.yaml").read_text().replace("graph: loopback", "graph: restyle")
+            )
+            served.graphs["restyle"] = replace(broken, path=str(path))
+            served.reload()
+            await until(lambda: not served.sessions.broken)
+            assert (await get("/health/ready"))[1]["broken"] == {}
+        served.stop()
+        await within(task)
 
     asyncio.run(main())
 
@@ -283,7 +336,7 @@ def test_a_graph_that_runs_all_the_time_is_started_again_when_it_ends(manager: M
         )
         told = served.server.bus.subscribe()
         ready = asyncio.Event()
-        task = asyncio.create_task(served.run(lambda url: ready.set()))
+        task = asyncio.create_task(served.run(lambda url, broken: ready.set()))
         await within(ready.wait())
         seen: list[tuple[bool, str]] = []
         while len(seen) < 3:

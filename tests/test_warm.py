@@ -30,7 +30,7 @@ nodes:
   out: {{use: webrtc.out, in: {{video: restyle.video}}}}
 """)
     told = asyncio.run(warmed(plan))
-    assert told.startswith(f"restyle: node 'restyle': {broken} is no readable safetensors file: ")
+    assert told.startswith(f"node 'restyle': {broken} is no readable safetensors file: ")
     assert "\n" not in told
     rig = Rig(broken)
 

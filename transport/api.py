@@ -6,8 +6,9 @@ Every fault of a caller's is a 4xx with `{"error": "…in words…"}`. `/openapi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from aiohttp import web
@@ -167,6 +168,7 @@ class Api:
             "about": plan.about,
             "default": name == self.desk.sessions.default,
             "takes": sorted(media_of(plan)[0]),
+            "error": self.desk.broken.get(name, ""),
         }
 
     # ------------------------------------------------------------ operation
@@ -187,13 +189,21 @@ class Api:
     async def readiness(self, request: web.Request) -> web.Response:
         if why := self.ready():
             raise web.HTTPServiceUnavailable(text=why)
-        return self._health(request, "ready")
+        broken, known = self.desk.broken, bool(caller_of(request).scopes)
+        if broken.keys() >= self.desk.graphs.keys():
+            reasons = "; ".join(f"{name}: {why}" for name, why in broken.items())
+            raise web.HTTPServiceUnavailable(
+                text=f"no graph can start: {reasons}" if known else "no graph can start"
+            )
+        return self._health(request, "ready", {"broken": dict(broken)})
 
-    def _health(self, request: web.Request, status: str) -> web.Response:
-        told: dict[str, str | int] = {"status": status}
+    def _health(
+        self, request: web.Request, status: str, more: Mapping[str, Any] = MappingProxyType({})
+    ) -> web.Response:
+        told: dict[str, Any] = {"status": status}
         if caller_of(request).scopes:  # a stranger is told nothing of the load
             parked = sum(bool(live.parked_at) for live in self.desk.sessions.live.values())
-            told |= {"sessions": len(self.desk.running()) - parked, "parked": parked}
+            told |= {"sessions": len(self.desk.running()) - parked, "parked": parked, **more}
         return json_response(told)
 
     async def openapi(self, _: web.Request) -> web.Response:

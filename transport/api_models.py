@@ -123,6 +123,9 @@ class GraphRow(BaseModel):
     about: str
     default: bool
     takes: list[Literal["audio", "video"]] = Field(description="the media that it reads of a client")
+    error: str = Field(
+        description="why it could not start when last tried; empty when nothing is known against it"
+    )
 
 
 class GraphList(BaseModel):
@@ -157,4 +160,8 @@ class Health(BaseModel):
     status: str
     sessions: int | None = Field(
         default=None, description="told to those with a token, where tokens are asked for"
+    )
+    parked: int | None = Field(default=None, description="sessions whose client is away")
+    broken: dict[str, str] | None = Field(
+        default=None, description="of /health/ready: graphs that cannot start, and why; the others can"
     )

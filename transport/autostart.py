@@ -22,19 +22,17 @@ class Autostart:
     by command, before anything runs."""
 
     def __init__(self, names: Sequence[str], desk: Desk, clock: Clock) -> None:
-        self._names = tuple(dict.fromkeys(names))
+        self.names = tuple(dict.fromkeys(names))
         self._desk = desk
         self._clock = clock
         self._tasks: list[asyncio.Task[None]] = []
         self._live: dict[str, HeadlessSession] = {}
-        for name in self._names:
+        for name in self.names:
             desk.headless.check(name)
-        desk.headless.kept = dict.fromkeys(self._names, clock.now())
+        desk.headless.kept = dict.fromkeys(self.names, clock.now())
 
     def start(self) -> None:
-        self._tasks = [
-            asyncio.create_task(self._keep(name), name=f"autostart/{name}") for name in self._names
-        ]
+        self._tasks = [asyncio.create_task(self._keep(name), name=f"autostart/{name}") for name in self.names]
 
     def stop(self) -> None:
         for task in self._tasks:
@@ -56,7 +54,7 @@ class Autostart:
                 await live.session.wait()
                 why = live.session.failure or why
             except StageError as e:
-                why = str(e)
+                why = self._desk.sessions.broken[name] = str(e)
             self._live.pop(name, None)
             if self._clock.now() - began >= STEADY:
                 pause = SECOND

@@ -7,10 +7,10 @@ import contextlib
 import logging
 import signal
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from ..pipeline.clock import MS, SECOND, Clock, MonotonicClock
 from ..pipeline.graph import Plan
@@ -31,6 +31,8 @@ from .sources import Sources
 from .traces import FaultTraces
 
 log = logging.getLogger(__name__)
+
+OnReady: TypeAlias = Callable[[str, Mapping[str, str]], None]  # the URL; graphs that cannot start → why
 
 WEDGED = 30 * SECOND  # a stage's call lasts this long although the engine ends hung calls after 10 s
 POLL = 50 * MS  # how often a drain looks whether all have left
@@ -92,7 +94,7 @@ class Daemon:
         """Begin to drain."""
         self._told_to_stop.set()
 
-    async def run(self, on_ready: Callable[[str], None] | None = None) -> None:
+    async def run(self, on_ready: OnReady | None = None) -> None:
         """Until cancelled or told to stop, then drained. Raises: ServeError."""
         self.watchdog.start()
         feeding: asyncio.Task[None] | None = None
@@ -101,11 +103,11 @@ class Daemon:
             self.notifier.status("warming up")
             await self.server.start()
             with self._signals():
-                await self._warm()
+                await self._warm(self.graphs)
                 self.server.tidier.begin()
                 self.notifier.ready(self.status())
                 if on_ready is not None:
-                    on_ready(self.server.url)
+                    on_ready(self.server.url, self.sessions.broken)
                 for bridge in self.bridges:
                     bridge.start()
                 self.autostart.start()
@@ -127,23 +129,29 @@ class Daemon:
             self.pools.close()
             self.watchdog.stop()
 
-    async def _warm(self) -> None:
-        failed: list[str] = []
-        for name, plan in self.graphs.items():
+    async def _warm(self, names: Iterable[str]) -> None:
+        for name in names:
             self.server.not_ready = f"warming up {name}"
             self.notifier.status(self.server.not_ready)
-            if why := await warm(plan, self.clock, self._factory):
-                failed.append(why)
-        if failed and len(failed) == len(self.graphs):
-            log.error("no graph can start; serving the reasons")
+            await self._try(name)
         self.server.not_ready = ""
+
+    async def _try(self, name: str) -> None:
+        """What it says of a graph holds until the next try, or until a session of it has started."""
+        if why := await warm(self.graphs[name], self.clock, self._factory):
+            self.sessions.broken[name] = why
+        else:
+            self.sessions.broken.pop(name, None)
 
     # ------------------------------------------------------------ what is told
 
     def status(self) -> str:
         n = len(self.server.desk.running())
         state = "draining, " if self._told_to_stop.is_set() else ""
-        return f"{state}{n} session{'' if n == 1 else 's'}; {self.server.url}"
+        broken = ", ".join(self.sessions.broken)
+        return f"{state}{n} session{'' if n == 1 else 's'}; {self.server.url}" + (
+            f"; cannot start: {broken}" if broken else ""
+        )
 
     def stuck(self) -> str:
         """What makes no progress, in words; empty when all is well. The loop itself is seen by the feeder:
@@ -180,6 +188,8 @@ class Daemon:
     async def _reload(self) -> None:
         self.notifier.reloading(self.clock)
         result = await self.reloader.reload()
+        for name in {*result.changed, *self.sessions.broken}.difference(self.autostart.names):
+            await self._try(name)  # those that run all the time are tried again anyway
         self.server.bus.publish("reloaded", result.as_json(), node="daemon")
         self.notifier.ready(result.words() or self.status())
 
@@ -209,7 +219,7 @@ async def serve(
     port: int = 8080,
     clock: Clock | None = None,
     session_factory: SessionFactory | None = None,
-    on_ready: Callable[[str], None] | None = None,
+    on_ready: OnReady | None = None,
     *,
     token: str | None = None,
     config: Path | None = None,
@@ -218,7 +228,7 @@ async def serve(
     sockets: Sequence[socket.socket] = (),
     start: Sequence[str] = (),
 ) -> None:
-    """Serve until cancelled, or told to stop by SIGTERM and drained. on_ready is given the URL.
+    """Serve until cancelled, or told to stop by SIGTERM and drained. on_ready is given the URL, and what cannot start.
 
     graphs: by name; the first is the default. token: from the environment when None. config, flags: see
     `Settings`. start: graphs of own sources that run as long as the daemon does. Raises: ServeError, StageError,

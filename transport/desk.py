@@ -39,6 +39,11 @@ class Desk:
     def graphs(self) -> Mapping[str, Plan]:
         return self.sessions.graphs
 
+    @property
+    def broken(self) -> Mapping[str, str]:
+        """Graphs that could not start when last tried → why, in words."""
+        return self.sessions.broken
+
     def running(self) -> list[LiveSession | HeadlessSession]:
         return [*self.sessions.live.values(), *self.headless.live.values()]
 
@@ -107,6 +112,7 @@ class Desk:
         }
 
     def _opened(self, live: LiveSession | HeadlessSession) -> None:
+        self.sessions.broken.pop(live.graph, None)  # what was missing has come
         live.session.listen(self.bus.forward(live.graph, live.id))
         self.bus.publish("opened", session=live.id, graph=live.graph, node="session")
         for told in self.on_opened:

@@ -39,7 +39,9 @@ export class Graphs {
     const graph = this.#graph;
     const taken = Object.keys(DEVICES).filter((kind) => this.takes(kind)).map((kind) => DEVICES[kind]);
     $("graph-title").textContent = graph?.title || graph?.name || "Penstock";
-    $("graph-about").textContent = graph?.about || "What this graph makes of what you give it comes back live.";
+    $("graph-about").textContent = graph?.error
+      ? `This could not start when the server last tried: ${graph.error}`
+      : graph?.about || "What this graph makes of what you give it comes back live.";
     $("goes-where").textContent = taken.length
       ? `Your ${taken.join(" and ")} ${taken.length > 1 ? "go" : "goes"} to this server and nowhere else.`
       : "Neither your camera nor your microphone is used.";
