@@ -16,6 +16,10 @@ from .rows import ModelSpec, Row, RowModel
 Commit: TypeAlias = Callable[[], Any]
 
 
+class Rejected(Exception):
+    """The backend is well, the work was not: the model raised there, as the words tell with the error's type."""
+
+
 class Backend(Protocol):
     """Where forwards happen. Blocking: called from worker threads only, but for `key`."""
 

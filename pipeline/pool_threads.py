@@ -9,9 +9,11 @@ from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 
 from .clock import Clock, MonotonicClock
+from .errors import LastingError, one_line
 from .owned_tasks import of_nobody
 from .pool_seams import Commit, Turns
 from .rows import ModelSpec, Row, RowModel
+from .stage import StageError
 from .thread_pool import SPARES, WEDGED, ThreadPool
 
 
@@ -49,13 +51,20 @@ class ThreadBackend:
 
 
 def make_model(spec: ModelSpec) -> RowModel:
-    """Call the factory. Raises: ValueError when it is not written "module:name", what the import raises."""
-    if not isinstance(spec.factory, str):
-        return spec.factory(**spec.args)
-    module, _, name = spec.factory.partition(":")
-    if not name:
-        raise ValueError(f"a model's factory is written module:name, not {spec.factory!r}")
-    return getattr(importlib.import_module(module), name)(**spec.args)
+    """Call the factory.
+
+    Raises: LastingError in the factory's words, where the same call would fail again: a file that is broken or not there,
+    a value that cannot be used, a factory that is not written "module:name". What the import raises.
+    """
+    try:
+        if not isinstance(spec.factory, str):
+            return spec.factory(**spec.args)
+        module, _, name = spec.factory.partition(":")
+        if not name:
+            raise ValueError(f"a model's factory is written module:name, not {spec.factory!r}")
+        return getattr(importlib.import_module(module), name)(**spec.args)
+    except (ValueError, StageError, FileNotFoundError) as e:
+        raise LastingError(one_line(e)) from e
 
 
 class ThreadDriver:

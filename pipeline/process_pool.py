@@ -14,11 +14,12 @@ from functools import partial
 from typing import Any
 
 from .clock import SECOND, Clock, MonotonicClock
-from .pool_seams import Commit
+from .errors import LastingError
+from .pool_seams import Commit, Rejected
 from .rows import Again, ModelSpec, Row, RowModel
 from .shared_arrays import signature
 from .stage import StageError
-from .worker_process import Rejected, WorkerLost, WorkerProcess
+from .worker_process import WorkerLost, WorkerProcess
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ class ProcessBackend:
         self._hang = hang
         self._clock: Clock = clock or MonotonicClock()
         self._specs: dict[str, ModelSpec] = {}
+        self._broken: dict[str, str] = {}  # models that a new process could not load again → why
         self._free: queue.SimpleQueue[WorkerProcess] = queue.SimpleQueue()
         self._wake: Callable[[], object] = _nothing
         self._lock = threading.Lock()
@@ -67,6 +69,7 @@ class ProcessBackend:
             for worker in list(self.workers):
                 worker.load(spec)
             self._specs[spec.name] = spec
+            self._broken.pop(spec.name, None)
 
     def adopt(self, name: str, model: RowModel) -> None:
         raise StageError(
@@ -81,14 +84,16 @@ class ProcessBackend:
         return signature(row.payload), signature(row.state)
 
     def forward(self, model: str, rows: Sequence[Row]) -> Sequence[Commit]:
-        """Raises: WorkerLost, Rejected."""
+        """Raises: LastingError, WorkerLost, Rejected."""
+        if why := self._broken.get(model):
+            raise LastingError(why)
         try:
             worker = self._free.get(timeout=CHECKOUT_S)
         except queue.Empty:
             raise WorkerLost(f"pool {self.name!r} has no process to run on") from None
         try:
             ends = worker.run(model, rows, self._hang)
-        except (Rejected, TypeError):  # the process is as good as before
+        except (Rejected, LastingError, TypeError):  # the process is as good as before
             self._give_back(worker)
             raise
         except WorkerLost:
@@ -152,8 +157,7 @@ class ProcessBackend:
             try:
                 fresh = self._start()
                 with self._lock:
-                    for spec in self._specs.values():
-                        fresh.load(spec)
+                    self._load_again(fresh)
                     self.workers[self.workers.index(old)] = fresh
             except (WorkerLost, Rejected, OSError) as e:
                 log.error("pool %s: no new process: %s", self.name, e)
@@ -167,6 +171,17 @@ class ProcessBackend:
             self._free.put(fresh)
             self._wake()
             return
+
+    def _load_again(self, fresh: WorkerProcess) -> None:
+        """What was loaded before. A model whose file is broken by now must not hold up the others, nor be tried for
+        ever: it is told once, and its rows fail until somebody loads it anew. Raises: WorkerLost, Rejected."""
+        for spec in list(self._specs.values()):
+            try:
+                fresh.load(spec)
+            except LastingError as e:
+                del self._specs[spec.name]
+                self._broken[spec.name] = str(e)
+                log.error("pool %s: model %s cannot be loaded again: %s", self.name, spec.name, e)
 
 
 def _commit(row: Row, end: dict[str, Any]) -> Any:

@@ -1,7 +1,7 @@
 """The worker process of a pool: loads models and runs rows as it is told, over one message channel.
 
 Messages are JSON. Requests: `load` {model, factory, args}, `run` {model, rows, specs, request, response},
-`response` {name} after a reply `grow` {nbytes}. Replies: `ok`, `error` {words}, `done` {rows, specs},
+`response` {name} after a reply `grow` {nbytes}. Replies: `ok`, `error` {words}, `lasting` {words}, `done` {rows, specs},
 `grow`; between them `beat`, from a thread of its own, twice a second. States come and go by value: when
 this process dies, nothing is lost but the rows it ran.
 """
@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.shared_memory import SharedMemory
 from typing import Any, Protocol
 
+from .errors import LastingError
 from .pool_threads import make_model
 from .row_pool import error_words
 from .rows import Again, ModelSpec, Row, RowModel
@@ -59,6 +60,8 @@ class Worker:
                 reply = self._load(message) if message["do"] == "load" else self._run(message)
             except Exception as e:  # noqa: BLE001 - the boundary: a model's error is told, not died of
                 reply = {"is": "error", "words": error_words(e)}
+                if isinstance(e, LastingError):
+                    reply = {"is": "lasting", "words": str(e)}
             self._send(reply)
 
     def _load(self, message: dict[str, Any]) -> dict[str, Any]:

@@ -19,8 +19,9 @@ from typing import Any, TypeAlias
 from .admission import Admissions
 from .clock import NEVER, SECOND, Clock
 from .cost_model import CostModel
+from .errors import LastingError
 from .owned_tasks import of_nobody
-from .pool_seams import Backend, Batch, Commit, Driver, RowStats
+from .pool_seams import Backend, Batch, Commit, Driver, Rejected, RowStats
 from .row_queue import Job, RowQueue
 from .rows import Again, DeadlineMissed, Flushed, ModelSpec, PoolFailed, Row, RowModel
 from .shares import Shares
@@ -67,7 +68,8 @@ class RowPool:
     # ------------------------------------------------------------ on the loop
 
     async def load(self, spec: ModelSpec) -> None:
-        """Make a model off the loop, once for all sessions. Raises: StageError in words."""
+        """Make a model off the loop, once for all sessions. Raises: StageError in words; LastingError where another
+        try would fail the same way."""
         known = self._loads.get(spec.name)
         if known is not None and known[0] != spec and isinstance(spec.factory, str):
             raise StageError(
@@ -85,7 +87,10 @@ class RowPool:
             raise
         except Exception as e:
             self._loads.pop(spec.name, None)  # the next session may have better luck
-            raise StageError(f"model {spec.name!r} cannot be loaded: {error_words(e)}") from e
+            what = f"model {spec.name!r} cannot be loaded"
+            if isinstance(e, LastingError):
+                raise LastingError(f"{what}: {e}") from e
+            raise StageError(f"{what}: {error_words(e)}") from e
         self._ready.add(spec.name)
 
     def adopt(self, model: RowModel, session: str) -> str:
@@ -103,7 +108,8 @@ class RowPool:
     async def run(self, model: str, row: Row) -> Any:
         """The stage's output for one row.
 
-        Raises: DeadlineMissed, Flushed, PoolFailed; StageError when there is no such model or pool.
+        Raises: DeadlineMissed, Flushed, PoolFailed; LastingError when the model cannot be loaded any more; StageError
+        when there is no such model or pool.
         """
         self._check(model)
         now = self._clock.now()
@@ -336,8 +342,15 @@ class RowPool:
         self._end(ends)
 
     def _give_up(self, job: Job, error: BaseException) -> _End:
-        log.error("pool %s: model %s failed: %s", self.name, job.model, error_words(error), exc_info=error)
-        failure = PoolFailed(f"pool {self.name!r}: model {job.model!r} failed: {error_words(error)}")
+        failure: StageError
+        if isinstance(error, LastingError):  # the backend has told it
+            failure = LastingError(f"pool {self.name!r}: model {job.model!r} cannot be loaded: {error}")
+            self._loads.pop(job.model, None)  # the next session may have better luck
+        else:
+            log.error(
+                "pool %s: model %s failed: %s", self.name, job.model, error_words(error), exc_info=error
+            )
+            failure = PoolFailed(f"pool {self.name!r}: model {job.model!r} failed: {error_words(error)}")
         failure.__cause__ = error
         with self._lock:
             self._queue.done(job)
@@ -379,4 +392,6 @@ def _settle(ends: Sequence[_End]) -> None:
 def error_words(error: BaseException) -> str:
     """The error's first line, for people."""
     text = str(error).strip().splitlines()
+    if isinstance(error, Rejected):
+        return text[0][:300]
     return f"{type(error).__name__}: {text[0]}"[:300] if text else type(error).__name__

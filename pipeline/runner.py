@@ -367,8 +367,9 @@ class Runner:
             except asyncio.CancelledError:
                 raise
             except Exception as e:
-                log.error("%s/%s did not restart: %s", self.session, self.node, _words(e), exc_info=e)
-                self.error = _words(e)
+                trace = None if isinstance(e, LastingError) else e
+                log.error("%s/%s did not restart: %s", self.session, self.node, _words(e), exc_info=trace)
+                self.error, error = _words(e), e
                 await self._close_stage()
 
     async def _pass_on(self) -> None:

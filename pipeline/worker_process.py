@@ -14,6 +14,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from .clock import SECOND, Clock
+from .errors import LastingError
+from .pool_seams import Rejected
 from .rows import ModelSpec, Row
 from .shared_arrays import Array, create, flatten, layout, release, restore, views, write
 
@@ -28,10 +30,6 @@ FIRST_RUN = 6  # times the hang limit for a model's first forwards: compilation
 
 class WorkerLost(Exception):
     """The process died, or was killed because it hung."""
-
-
-class Rejected(Exception):
-    """The process is well, the work was not: the model raised."""
 
 
 class WorkerProcess:
@@ -72,7 +70,7 @@ class WorkerProcess:
             raise
 
     def load(self, spec: ModelSpec) -> None:
-        """Raises: Rejected with the model's error, WorkerLost."""
+        """Raises: LastingError, Rejected with the model's error, WorkerLost."""
         message = {"do": "load", "model": spec.name, "factory": spec.factory, "args": dict(spec.args)}
         with self._request_lock:
             self._send(message)
@@ -80,7 +78,7 @@ class WorkerProcess:
             self._reply(LOAD_LIMIT, silence=LOAD_LIMIT)
 
     def run(self, model: str, rows: Sequence[Row], limit: int) -> list[dict[str, Any]]:
-        """The ends of rows, with arrays of their own. Raises: Rejected, WorkerLost, TypeError."""
+        """The ends of rows, with arrays of their own. Raises: LastingError, Rejected, WorkerLost, TypeError."""
         arrays: list[Array] = []
         flat = [
             flatten(
@@ -164,6 +162,8 @@ class WorkerProcess:
             if reply is None:
                 code = self.process.poll()
                 raise WorkerLost(f"the process of pool {self._name!r} died (exit status {code})")
+            if reply["is"] == "lasting":
+                raise LastingError(reply["words"])
             if reply["is"] == "error":
                 raise Rejected(reply["words"])
             return reply

@@ -14,7 +14,7 @@ from ..models import stream_models
 from ..models.stream_model import Entry, Finished, Settings
 from ..pipeline.errors import LastingError, one_line
 from ..pipeline.rows import Again, Row
-from ..pipeline.stage import Pool, StageError
+from ..pipeline.stage import Pool
 from .diffusion_slots import AnyModel, slots_of
 
 
@@ -100,11 +100,10 @@ async def load(pool: Pool, name: str, args: Mapping[str, Any]) -> DiffusionRows:
     try:
         await pool.load(name, "penstock.stages.diffusion_rows:make", args)
         return await pool.call(lambda: make(**args))  # the same weights, from this process's cache
-    except (StageError, ValueError) as e:
-        cause = e.__cause__ if isinstance(e, StageError) else e
-        if isinstance(cause, ValueError):  # another try would read the same file
-            raise LastingError(one_line(cause)) from e
-        raise
+    except LastingError as e:
+        raise LastingError(str(e.__cause__ or e)) from e  # without our name for the model
+    except ValueError as e:
+        raise LastingError(one_line(e)) from e
 
 
 def make(model: str, weights: str | None, **how: Any) -> DiffusionRows:

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -106,3 +107,13 @@ def row(session: str = "a", n: int = 1, state: Any = None, **fields: Any) -> Row
 
 async def ends(*runs: Any) -> list[Any]:
     return await asyncio.gather(*runs, return_exceptions=True)
+
+
+class Checkpoint(Remote):
+    """A model that is nothing without its file."""
+
+
+def checkpoint(path: str) -> Checkpoint:
+    if Path(path).read_text() != "weights":
+        raise ValueError(f"{path} is no checkpoint")
+    return Checkpoint(1.0)

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from penstock.pipeline.clock import MS, SECOND, MonotonicClock
+from penstock.pipeline.errors import LastingError
 from penstock.pipeline.pool_threads import ThreadDriver
 from penstock.pipeline.process_pool import ProcessBackend
 from penstock.pipeline.row_pool import RowPool
@@ -117,7 +118,7 @@ def test_what_cannot_be_sent_is_named() -> None:
             await pool.run("m", row(do={1}))
         with pytest.raises(StageError, match="name the factory of 'f' as"):
             await pool.load(ModelSpec("f", lambda: None))  # type: ignore[arg-type,return-value]
-        with pytest.raises(StageError, match="cannot be loaded: Rejected: AttributeError"):
+        with pytest.raises(StageError, match="cannot be loaded: AttributeError"):
             await pool.load(ModelSpec("g", "row_models:nothing"))
         assert (await pool.run("m", row()))["sum"][0, 0] == 2, "the process is as good as before"
 
@@ -125,6 +126,41 @@ def test_what_cannot_be_sent_is_named() -> None:
 
 
 # ---------------------------------------------------------------- failing
+
+
+def test_a_broken_checkpoint_is_told_once_and_not_tried_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "weights"
+    file.write_text("garbage")
+    spec = ModelSpec("c", "row_models:checkpoint", {"path": str(file)})
+    why = f"{file} is no checkpoint"
+
+    async def use(pool: RowPool, backend: ProcessBackend) -> None:
+        with pytest.raises(LastingError, match=f"^model 'c' cannot be loaded: {why}$"):
+            await pool.load(spec)
+        file.write_text("weights")
+        await pool.load(spec)
+        first = await pool.run("c", row())
+        file.write_text("garbage")
+        replaced, loop = asyncio.Event(), asyncio.get_running_loop()
+        backend.attach(lambda: loop.call_soon_threadsafe(replaced.set))
+        os.kill(first["pid"], signal.SIGKILL)
+        await replaced.wait()
+        assert (await pool.run("m", row()))["pid"] != first["pid"], "other models are not held up"
+        for _ in range(3):
+            with pytest.raises(LastingError, match=f"model 'c' cannot be loaded: {why}"):
+                await pool.run("c", row())
+        with pytest.raises(LastingError, match=why):
+            await pool.load(spec)
+        assert backend.restarts == 1
+        told = [r.getMessage() for r in caplog.records if why in r.getMessage()]
+        assert told == [f"pool p: model c cannot be loaded again: {why}"]
+        file.write_text("weights")
+        await pool.load(spec)
+        assert (await pool.run("c", row()))["sum"][0, 0] == 1, "mended, the next session has it"
+
+    asyncio.run(with_pool(use))
 
 
 def test_an_error_there_fails_its_row_and_keeps_the_process() -> None:

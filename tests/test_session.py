@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from graphs import AudioWork, compile_test, run_session, sink_of
 from penstock.pipeline.clock import MS, SECOND, LoopClock
+from penstock.pipeline.errors import LastingError
 from penstock.pipeline.frame import AudioFrame
 from penstock.pipeline.session import Session, SessionEvent
 from penstock.pipeline.stage import Stage, StageError
@@ -94,6 +96,23 @@ def test_a_stage_given_up_passes_its_media_on() -> None:
     assert "told to fail" in session.runners["work"].error
     assert [e.name for e in events if e.node == "work"] == ["restart", "restart", "restart", "failed"]
     assert len(sink_of(session).got) > 200
+
+
+def test_a_stage_whose_new_start_can_never_work_is_given_up_at_once() -> None:
+    setups = 0
+
+    class Work(AudioWork):
+        async def setup(self) -> None:
+            nonlocal setups
+            setups += 1
+            if setups > 1:
+                raise LastingError("the checkpoint is gone")
+
+    plan = compile_test(CHAIN % "fail_at: 20")
+    work = replace(plan.nodes["work"], cls=Work)
+    session = run_virtual(run_session(replace(plan, nodes={**plan.nodes, "work": work})))
+    assert session.runners["work"].error == "the checkpoint is gone"
+    assert setups == 2
 
 
 def test_a_bound_end_that_fails_ends_the_session_and_says_why() -> None:
