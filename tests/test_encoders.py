@@ -121,6 +121,16 @@ def test_a_vp8_keyframe_is_fine_where_it_costs_little_and_small_where_it_would_c
     assert len(again) <= 1.05 * len(coarse[0])
 
 
+def test_a_vp8_keyframe_for_a_path_that_is_full_is_made_again_sooner():
+    picture = PictureScaler()(moving(0), *SIZE, 0)
+    calm, hurried = Vp8Encoder(600_000), Vp8Encoder(600_000)
+    hurried.hurried = True
+    fine, small = (len(encoder.encode(picture, True, 0)[0]) for encoder in (calm, hurried))
+    assert 0.1 < fine * 8 / 600_000 < 0.25
+    assert small <= fine
+    assert (calm.opened, hurried.opened) == (1, 2)
+
+
 def test_vp8_without_its_library_goes_by_rungs(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(vpx, "library", lambda: None)
     assert isinstance(make_video_encoder("VP8", 600_000), RungVp8Encoder)

@@ -31,9 +31,14 @@ FPS_PATIENCE = 3 * SECOND
 
 
 class VideoEncoder(Protocol):
-    """bitrate_bps may be set at any time from any thread."""
+    """Attributes may be set at any time from any thread.
+
+    bitrate_bps: to follow. hurried: the next keyframe finds a path that is full, so it is to be small; for those whose rate
+    control does not see to it.
+    """
 
     bitrate_bps: int
+    hurried: bool
 
     def encode(self, picture: av.VideoFrame, keyframe: bool, now: int) -> tuple[bytes, bool]:
         """One picture in 4:2:0, its pts in 1/90,000 s → its bytes ("" when skipped) and is it a keyframe."""
@@ -118,6 +123,7 @@ class H264Encoder:
         """fps: at which pictures will come. buffer_s: of the rate at opening that a picture may run ahead; 0: BUFFER_S
         of the ceiling. params: more for x264."""
         self.bitrate_bps = bitrate_bps
+        self.hurried = False  # its buffer bounds each keyframe
         self.preset = preset
         self.opened = 0  # times
         self._context: Any = None
@@ -194,7 +200,7 @@ class Vp8Encoder:
 
     def __init__(self, bitrate_bps: int) -> None:
         self.bitrate_bps = bitrate_bps
-        self.keyframe_s = KEYFRAME_S
+        self.hurried = False
         self.opened = 0  # times
         self._encoder: vpx.Vp8 | None = None
 
@@ -207,7 +213,7 @@ class Vp8Encoder:
         ):
             return encoder.encode(picture, keyframe, self.bitrate_bps)
         data = self._open(picture, vpx.FINE_Q)
-        if len(data) * 8 > self.bitrate_bps * self.keyframe_s:
+        if len(data) * 8 > self.bitrate_bps * (HURRIED_S if self.hurried else KEYFRAME_S):
             data = self._open(picture, vpx.COARSE_Q)
         return data, True
 

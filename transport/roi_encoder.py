@@ -95,6 +95,7 @@ class RoiEncoder:
         if self.codec not in ("H264", "VP8"):
             raise ValueError(f"no encoder with regions for {codec!r}; there are H264 and VP8")
         self.bitrate_bps = bitrate_bps
+        self.hurried = False  # nor do those inside listen
         self.current = current
         self.fps = fps
         self.preset = preset

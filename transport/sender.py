@@ -37,7 +37,7 @@ from aiortc.rtp import (
 from ..pipeline.clock import MS, SECOND, LoopClock
 from .audio_out import SAMPLES, AudioOut
 from .encoded_audio import EncodedAudio
-from .encoders import HURRIED_S, KEYFRAME_S, PictureScaler, Vp8Encoder, encode_scaled
+from .encoders import PictureScaler, encode_scaled
 from .feedback import TRANSPORT_CC
 from .picture_rate import FrameGate, PictureRate, Shape
 from .red import Redundancy
@@ -163,9 +163,7 @@ class PacedSender(RTCRtpSender):
             encoder.bitrate_bps = bps
             if keyframe:
                 self._wants_keyframe = False
-                if isinstance(encoder, Vp8Encoder):
-                    encoder.keyframe_s = HURRIED_S if self._hurries else KEYFRAME_S
-                self._hurries = False
+                encoder.hurried, self._hurries = self._hurries, False
             data, is_keyframe = await loop.run_in_executor(
                 None, encode_scaled, encoder, scaler, frame, shape, timestamp, keyframe, now
             )

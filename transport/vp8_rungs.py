@@ -26,6 +26,7 @@ class RungVp8Encoder:
     def __init__(self, bitrate_bps: int, cpu_used: int = -8, qmax: int | None = None) -> None:
         """qmax: the coarsest quantiser, where the rate does not choose it."""
         self.bitrate_bps = bitrate_bps
+        self.hurried = False  # its rate control bounds each keyframe
         self.cpu_used = cpu_used
         self.qmax = qmax
         self.opened = 0  # times
