@@ -11,7 +11,6 @@ Pictures are resized and normalised here, by the checkpoint's own numbers, on th
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from .ring_kv import Part
 from .rolling_cache import RollingCache, text_model_of
 from .rolling_kv import Budget, Evicted, RollingKv
 from .vision_tap import VisionTap
+from .vlm_config import ModelError, check_size, read_json, read_kind
 from .vlm_model import Picture
 from .vlm_prompt import Prompt
 
@@ -41,19 +41,13 @@ FAMILIES: dict[str, tuple[str, str, str]] = {
 }
 
 
-class ModelError(ValueError):
-    """A model that cannot be used, in words."""
-
-
 class HubVlm:
     """`StreamingVlm` of a transformers checkpoint. tokens: of a picture, at most, where the family lets us choose."""
 
     def __init__(
         self, folder: Path, *, device: str = "cpu", dtype: str = "auto", tokens: int = 128, system: str = ""
     ) -> None:
-        kind = _config(folder)
-        if kind not in FAMILIES:
-            raise ModelError(f"{folder}: a model of type {kind!r}; accepted: {', '.join(FAMILIES)}")
+        kind = read_kind(folder)
         self.device = torch.device(device)
         self.model = _load(folder, self.device, dtype)
         self.text_model = text_model_of(self.model)
@@ -78,7 +72,7 @@ class HubVlm:
             torch.tensor(self.prompt.first_ids("no", "No", " no", " No")),
         )
         file = folder / "preprocessor_config.json"
-        numbers = _read(file)
+        numbers = read_json(file)
         mean, std = numbers.get("image_mean", [0.5] * 3), numbers.get("image_std", [0.5] * 3)
         try:
             self._mean, self._std = (torch.tensor(v, device=self.device).view(3, 1, 1) for v in (mean, std))
@@ -228,27 +222,6 @@ def fetch(name: str) -> Path:
         ) from e
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as e:
-        raise ModelError(f"{path}: cannot be read: {e}") from e
-    if not isinstance(found, dict):
-        raise ModelError(f"{path}: cannot be read: holds {type(found).__name__}, not an object of JSON")
-    return found
-
-
-def _config(folder: Path) -> str:
-    config = _read(folder / "config.json")
-    if not config:
-        raise ModelError(
-            f"{folder}: no config.json there; a model folder holds config.json and *.safetensors"
-        )
-    return str(config.get("model_type", ""))
-
-
 def _load(folder: Path, device: torch.device, dtype: str) -> Any:
     from transformers import AutoModelForImageTextToText
 
@@ -263,10 +236,13 @@ def _load(folder: Path, device: torch.device, dtype: str) -> Any:
             raise ModelError(f"{file}: truncated or not safetensors ({e})") from e
     wanted = dtype if dtype != "auto" else "float32" if device.type == "cpu" else "bfloat16"
     try:
+        check_size(folder, files)
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             folder, dtype=getattr(torch, wanted), use_safetensors=True, local_files_only=True,
             ignore_mismatched_sizes=True, output_loading_info=True,
         )  # fmt: skip
+    except ModelError:
+        raise
     except Exception as e:  # each library has its own
         words = " ".join(str(e).split())[:300] or type(e).__name__
         raise ModelError(f"{folder}: cannot be loaded: {words}") from e
