@@ -99,7 +99,7 @@ class Pair:
         uplink.pacer.target_bps = START_BPS
         self.sender.on_rate = lambda rate: uplink.grant(rate.kbps * 1000)
         self.track = IngressTrack("video")
-        self.track.decoded.transform = PartFit(VideoFormat(W, H, 30), "rgb24")
+        self.track.decoded.transform = PartFit(VideoFormat(W, H, 30), "rgb24", self.track.counts)
         self.receiver: Any = RtpReceiver("video", self.far)  # type: ignore[arg-type]
         self.receiver._track = self.track
         self.receiver._set_rtcp_ssrc(1)

@@ -8,6 +8,7 @@ on the way; header extensions, which would do it too, browsers do not let a page
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -134,27 +135,30 @@ class PartFit:
     """Of a track that may carry stamped pictures: takes the stamp off, and brings whole pictures and contexts to the form
     that the graph asks for, as `VideoFit` does; crops stay as large as they were sent.
 
-    only_crops: on the crop's own track, where a picture that says nothing of its place is of no use.
+    counts: of the track; pictures that are of no use here, as their stamp cannot be read or is another track's, are
+    "misplaced" there. only_crops: on the crop's own track, where a picture that says nothing of its place is one of those.
     """
 
-    def __init__(self, form: VideoFormat | None, pixels: PixelFormat, only_crops: bool = False) -> None:
+    def __init__(
+        self, form: VideoFormat | None, pixels: PixelFormat, counts: Counter[str], *, only_crops: bool = False
+    ) -> None:
         # crops keep their own time, and a context is never too often
         self._fit = VideoFit(form, pixels)
         self._own = VideoFit(replace(form, fps=0) if form is not None else None, pixels)
         self._only_crops = only_crops
         self._pixels = pixels
-        self.unstamped = 0
+        self._counts = counts
 
     def __call__(self, frame: av.VideoFrame) -> Part | None:
         stamp = read_stamp(_luma(frame))
         if stamp is None:
             if self._only_crops:
-                self.unstamped += 1
+                self._counts["misplaced"] += 1
                 return None
             whole = self._fit(frame)
             return None if whole is None else Part(*whole, None)
         if self._only_crops == (stamp.cells is None):
-            self.unstamped += 1
+            self._counts["misplaced"] += 1
             return None
         cut = _above(frame, stamp.rows)
         if stamp.cells is not None:
@@ -190,7 +194,6 @@ class Composer:
         """stale: ns after which a picture dies at the next edge."""
         self.format: PixelFormat = format
         self.stale = stale
-        self.late = 0
         self._base: Image | None = None
         self._last = -1  # pts
         self._cropped = -(1 << 62)  # pts of the last crop
@@ -214,7 +217,6 @@ class Composer:
 
     def _give(self, pts: int, image: Image, sharp: Box | None) -> VideoFrame | None:
         if pts <= self._last:
-            self.late += 1
             return None
         self._last = pts
         return VideoFrame(pts=pts, deadline=pts + self.stale, image=image, format=self.format, sharp=sharp)

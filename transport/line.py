@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -26,18 +27,20 @@ from .video_out import VideoOut
 
 OnStep: TypeAlias = Callable[[int, int, NDArray[np.int16] | None, int, list[tuple[int, str]]], None]
 
+Fit: TypeAlias = Callable[[Counter[str]], Callable[[Any], Any]]
+
 CHAT_LINES = 64  # that wait for the graph
 PATIENCE = 3 * SECOND  # a page that comes back usually needs one; a stage that waits 10 s counts as hung
 
 
 class Line:
-    """chat: lines of text for the graph, None at the end. fits: by kind, makes what turns a decoded frame of a
-    new track into the graph's. ahead, live: of the sound to the peer, see `AudioOut`."""
+    """chat: lines of text for the graph, None at the end. fits: by kind, makes of a new track's counts what turns its
+    decoded frames into the graph's. ahead, live: of the sound to the peer, see `AudioOut`."""
 
     def __init__(self, clock: Clock, peer: Peer | None = None) -> None:
         self.clock = clock
         self.chat = Mailbox(CHAT_LINES)
-        self.fits: dict[str, Callable[[], Any]] = {}
+        self.fits: dict[str, Fit] = {}
         self.ahead = 60 * MS
         self.live = False
         self.on_step: OnStep | None = None
@@ -76,11 +79,11 @@ class Line:
         if self.audio_out is None and not self.closed:
             self._hold(AudioOut(self.clock, self.ahead, self.live), self.on_step or self._unheard, 0)
 
-    def fit(self, kind: str, make: Callable[[], Any]) -> None:
+    def fit(self, kind: str, make: Fit) -> None:
         """From now on frames of that kind are turned by what `make` makes, one for each track."""
         self.fits[kind] = make
-        if self._peer is not None and kind in self._peer.tracks:
-            self._peer.tracks[kind].decoded.transform = make()
+        if self._peer is not None and (track := self._peer.tracks.get(kind)) is not None:
+            track.decoded.transform = make(track.counts)
 
     def set_audio(self, ahead: int, live: bool, on_step: OnStep | None = None) -> None:
         """on_step: told of what is played, see `Playback.step`; what nobody hears is silence to it."""
@@ -114,7 +117,7 @@ class Line:
         self._peer = peer
         for kind, track in peer.tracks.items():
             if kind in self.fits:
-                track.decoded.transform = self.fits[kind]()
+                track.decoded.transform = self.fits[kind](track.counts)
         if peer.video_out is not None:
             peer.video_out.stamps_capture = self.live
         if (out := peer.audio_out) is not None:

@@ -91,9 +91,9 @@ class WebRtcIn(Stage):
         if self.line is None:
             raise StageError(_NO_PEER.format("webrtc.in", "--in FILE"))
         options: WebRtcInOptions = self.options
-        self.line.fit("video", lambda: PartFit(options.video, options.format))
-        self.line.fit("crop", lambda: PartFit(options.video, options.format, only_crops=True))
-        self.line.fit("audio", lambda: AudioFit(options.audio or AudioFormat(48_000)))
+        self.line.fit("video", lambda counts: PartFit(options.video, options.format, counts))
+        self.line.fit("crop", lambda counts: PartFit(options.video, options.format, counts, only_crops=True))
+        self.line.fit("audio", lambda _: AudioFit(options.audio or AudioFormat(48_000)))
 
     async def run(self, out: Outputs) -> None:
         """Until no peer will come any more."""
