@@ -64,7 +64,9 @@ def check(name: str) -> None:
     if name in names():
         return
     if "/" not in name and not name.startswith(("~", ".")):
-        raise ValueError(f"unknown model {name!r}; there are: {', '.join(names())}; or the path of a folder")
+        raise ValueError(
+            f"unknown model {name!r:.80}; there are: {', '.join(names())}; or the path of a folder"
+        )
     if not Path(name).expanduser().is_dir():
         raise ValueError(f"model {name!r}: there is no such folder")
 

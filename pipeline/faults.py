@@ -27,6 +27,7 @@ _EXPECTED = {
     "bool_type": "true or false is expected",
     "dict_type": "a mapping is expected, as {name: value}",
     "extra_forbidden": "there is no such key",
+    "finite_number": "a finite number is expected",
     "float_parsing": "a number is expected",
     "float_type": "a number is expected",
     "int_from_float": "a whole number is expected",
@@ -36,9 +37,16 @@ _EXPECTED = {
     "missing": "it must be given",
     "model_attributes_type": "a mapping is expected, as {name: value}",
     "model_type": "a mapping is expected, as {name: value}",
+    "path_type": "a path is expected",
 }
 _PLAIN = re.compile(r"[\w./ -]{1,60}")  # needs no quotes in YAML
 _LISTS = ("frozen_set_type", "list_type", "set_type", "tuple_type")
+_LENGTHS = {
+    "string_too_long": "at most {max_length} characters are taken",
+    "string_too_short": "at least {min_length} characters are expected",
+    "too_long": "at most {max_length} entries are taken",
+    "too_short": "at least {min_length} entries are expected",
+}
 _BOUNDS = {
     "greater_than": ("more than", "gt"),
     "greater_than_equal": ("at least", "ge"),
@@ -64,6 +72,8 @@ def in_words(error: ErrorDetails, tell: bool = True) -> str:
         words, key = _BOUNDS[kind]
         bound = type(value)(ctx[key]) if isinstance(value, Quantity) else ctx[key]
         said = f"it must be {words} {str(bound).removesuffix('.0')}"
+    elif kind in _LENGTHS:
+        said = "it must not be empty" if ctx.get("min_length") == 1 else _LENGTHS[kind].format(**ctx)
     elif kind in _LISTS:
         shown = tell and isinstance(value, str | int | float) and _PLAIN.fullmatch(str(value))
         said = f"a list is expected, as [{value if shown else 'a, b'}]"

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from .clock import SECOND
-from .units import Duration
+from .units import Device, Duration
 from .yaml_marks import Path
 
 
@@ -30,7 +30,7 @@ class PoolPlan(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d{1,2})?)$")
+    device: Device = "auto"
     order: Literal["edf"] = "edf"
     kind: Literal["thread", "process"] = "thread"
     workers: int | None = Field(

@@ -16,13 +16,14 @@ import tempfile
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from .clock import SECOND
 from .faults import first_in_words
 from .stage import StageError
+from .units import written_as
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +42,10 @@ class Token(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    id: str = Field(pattern="^[0-9a-f]{8}$")
+    id: Annotated[str, written_as("[0-9a-f]{8}", "8 digits or letters a to f", tell=False)]
     name: str = Field(max_length=32)
     scopes: tuple[Scope, ...] = Field(min_length=1)
-    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    sha256: Annotated[str, written_as("[0-9a-f]{64}", "64 digits or letters a to f", tell=False)]
     created: int = Field(ge=0)
     expires: int = Field(default=0, ge=0)
     sessions: int = Field(default=0, ge=0)

@@ -13,15 +13,17 @@ import json
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .edge import Full
+from .faults import first_in_words
 from .recorder import Kind
 from .stage import StageError
+from .units import written_as
 
 if TYPE_CHECKING:
     from .session import Session
@@ -37,7 +39,7 @@ class _Model(BaseModel):
 class EdgeShape(_Model):
     """An edge as a replay makes it again. Times in ns."""
 
-    source: str = Field(pattern=r"^[^.]+\.[^.]+$")
+    source: Annotated[str, written_as(r"[^.]+\.[^.]+", "node.port")]
     node: str
     port: str
     full: Full
@@ -235,6 +237,5 @@ def _out_of(events: NDArray[np.int64], kind: Kind, column: int, n: int) -> bool:
 
 def _first_line(error: Exception) -> str:
     if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        return first_in_words(error)
     return (str(error).splitlines() or ["damaged"])[0]

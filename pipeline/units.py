@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, PlainSerializer
+from pydantic import AfterValidator, BeforeValidator, PlainSerializer
 
 from .clock import MS, SECOND
 
@@ -23,6 +23,7 @@ _UNIT_NS = {
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ns|us|ms|s|min|m|h)\s*")
 _RATE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(k|M)?\s*")
 _SIZE = re.compile(r"\s*(\d+)x(\d+)(?:@(\d+(?:\.\d+)?))?\s*")
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,2})?")
 _BYTES = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(B|kB|MB|GB|KiB|MiB|GiB)\s*")
 _BYTE_UNIT = {
     "B": 1,
@@ -39,7 +40,7 @@ def parse_duration(value: Any) -> int:
     """`"40ms"` → ns. A bare number is refused: nobody can guess its unit."""
     if isinstance(value, str) and (m := _DURATION.fullmatch(value)):
         return round(float(m[1]) * _UNIT_NS[m[2]])
-    raise ValueError(f"{value!r} is not a duration; write a number and a unit, as 40ms, 1.5s or 2min")
+    raise ValueError(f"{value!r:.80} is not a duration; write a number and a unit, as 40ms, 1.5s or 2min")
 
 
 def parse_rate(value: Any) -> int:
@@ -48,14 +49,35 @@ def parse_rate(value: Any) -> int:
         return value
     if isinstance(value, str) and (m := _RATE.fullmatch(value)):
         return round(float(m[1]) * {None: 1, "k": 1_000, "M": 1_000_000}[m[2]])
-    raise ValueError(f"{value!r} is not a rate; write 48k, 16000 or 1.5M")
+    raise ValueError(f"{value!r:.80} is not a rate; write 48k, 16000 or 1.5M")
 
 
 def parse_bytes(value: Any) -> int:
     """`64MiB` → bytes."""
     if isinstance(value, str) and (m := _BYTES.fullmatch(value)):
         return round(float(m[1]) * _BYTE_UNIT[m[2]])
-    raise ValueError(f"{value!r} is not a size; write a number and a unit, as 64MiB or 500kB")
+    raise ValueError(f"{value!r:.80} is not a size; write a number and a unit, as 64MiB or 500kB")
+
+
+def parse_device(value: Any) -> str:
+    """Where a pool, or one stage, computes."""
+    if isinstance(value, str) and _DEVICE.fullmatch(value):
+        return value
+    raise ValueError(
+        f"{value!r:.80} is not a device; write auto, cpu, cuda, cuda:1 (the second GPU) or mps (a Mac's)"
+    )
+
+
+def written_as(pattern: str, accepted: str, tell: bool = True) -> AfterValidator:
+    """For a field of text in a certain form, told in words. tell: may the value be shown? (A secret may not.)"""
+    form = re.compile(pattern)
+
+    def check(value: str) -> str:
+        if not form.fullmatch(value):
+            raise ValueError(f"accepted: {accepted}{f' (got {value!r:.80})' if tell else ''}")
+        return value
+
+    return AfterValidator(check)
 
 
 class Quantity(int):
@@ -132,7 +154,7 @@ def parse_video(value: Any) -> VideoFormat:
         width, height = int(m[1]), int(m[2])
         if 16 <= width <= 7680 and 16 <= height <= 4320:
             return VideoFormat(width, height, float(m[3] or 0))
-    raise ValueError(f"{value!r} is not a video format; write WIDTHxHEIGHT@FPS, as 640x480@30")
+    raise ValueError(f"{value!r:.80} is not a video format; write WIDTHxHEIGHT@FPS, as 640x480@30")
 
 
 def parse_audio(value: Any) -> AudioFormat:
@@ -149,8 +171,9 @@ def parse_audio(value: Any) -> AudioFormat:
                 return AudioFormat(rate, count, frame)
         except (KeyError, ValueError):
             pass
-    raise ValueError(f"{value!r} is not an audio format; write RATE/mono|stereo/FRAME, as 48k/mono/20ms")
+    raise ValueError(f"{value!r:.80} is not an audio format; write RATE/mono|stereo/FRAME, as 48k/mono/20ms")
 
 
+Device = Annotated[str, BeforeValidator(parse_device)]
 Video = Annotated[VideoFormat, BeforeValidator(parse_video)]
 Audio = Annotated[AudioFormat, BeforeValidator(parse_audio)]

@@ -16,6 +16,7 @@ from ..pipeline.clock import MS
 from ..pipeline.frame import AudioFrame, EventFrame, Frame, Gap, TokenFrame
 from ..pipeline.rows import DeadlineMissed, Demand, Row
 from ..pipeline.stage import In, Out, Outputs, Ports, Stage, StageError
+from ..pipeline.units import Device
 from .resample import MonoStream
 
 _PATIENCE = 10  # chunks until a waiting block is told as late
@@ -41,7 +42,9 @@ class StreamedAsr(Stage):
 
     class Options(BaseModel):
         model_config = ConfigDict(extra="forbid", frozen=True)
-        device: str = Field(default="auto", description="auto, cpu or cuda")
+        device: Device = Field(
+            default="auto", description="auto, cpu, cuda or cuda:1; auto: a GPU where there is one"
+        )
         endpoint_ms: int = Field(default=700, ge=100, le=10_000, description="Silence that ends a turn")
         mask_profanity: bool = Field(default=False, description="Write swear words with asterisks")
 

@@ -9,7 +9,7 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from importlib.metadata import entry_points
-from typing import Any, TypeAlias, cast
+from typing import Annotated, Any, TypeAlias, cast
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from ..pipeline.clock import MS, SECOND
 from ..pipeline.stage import Context, StageError
-from ..pipeline.units import Duration
+from ..pipeline.units import Duration, written_as
 from .chat_calls import FunctionCall
 
 log = logging.getLogger(__name__)
@@ -42,9 +42,9 @@ class Tool(BaseModel):
         default="", description="POST the arguments there as JSON; the body that comes back is the result"
     )
     set: str = Field(default="", description="Node whose live parameters the arguments are")
-    emit: str = Field(
-        default="", pattern=r"^([a-z][a-z0-9_]{0,31})?$", description="Event that carries the arguments"
-    )
+    emit: Annotated[
+        str, written_as("([a-z][a-z0-9_]{0,31})?", "a name in lower case letters, digits and _, at most 32")
+    ] = Field(default="", description="Event that carries the arguments")
     call: str = Field(default="", description=f"Function by its name in the entry points {GROUP!r}")
     timeout: Duration = Field(default=5 * SECOND, gt=0, le=120 * SECOND, description="For one call")
 

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from ..models import stream_models
 from ..models.stream_model import MAX_STEPS, STEADY, Settings, Switch, fitted
 from ..pipeline.stage import NoFields
+from ..pipeline.units import Device
 
 
 def _camera(size: str) -> str:
@@ -29,7 +30,7 @@ class DiffusionOptions(NoFields):
         int, Field(ge=64, le=2048, description="The model draws about side² pixels a picture")
     ] = 256
     engine: stream_models.Engine = "auto"
-    device: str = "auto"
+    device: Device = "auto"
     precision: stream_models.Precision = "auto"
     rcfg: Annotated[
         stream_models.Guidance,

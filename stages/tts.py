@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,7 +15,7 @@ from ..models.voice import NoVoice, Spoken, Voice, cut
 from ..pipeline.clock import MS, SECOND
 from ..pipeline.frame import AudioFrame, Frame, TokenFrame
 from ..pipeline.stage import Control, Flush, In, Out, Outputs, Ports, Stage, StageError
-from ..pipeline.units import Duration
+from ..pipeline.units import Duration, written_as
 from .speech_ahead import Clause, SpeechAhead
 from .voice_engine import EmbeddedEngine, Stop
 from .voice_remote import RemoteEngine, SpeechEndpoint
@@ -51,7 +51,9 @@ class StreamTts(Stage):
             "pocket-tts", description="Of pocket: a name of `penstock models`, folder or hub id"
         )
         speaker: str = Field(default="alba", description="Of pocket: a name, or a .safetensors file")
-        language: str = Field(default="english", pattern=r"^[\w-]+$", description="Of pocket")
+        language: Annotated[str, written_as(r"[\w-]+", "a language's name, as english")] = Field(
+            default="english", description="Of pocket"
+        )
         stall: Duration = Field(
             400 * MS, ge=0, description="Without more text what is written is spoken; 0 waits"
         )

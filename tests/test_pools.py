@@ -338,7 +338,12 @@ def test_pools_are_read() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("device: cpu", "device: gpu", "5:10: pool 'main': device: accepted is what matches ^(auto|cpu"),
+        (
+            "device: cpu",
+            "device: gpu",
+            "5:10: pool 'main': device: 'gpu' is not a device; write auto, cpu, cuda, cuda:1",
+        ),
+        ("device: cpu", "device: 1", "device: 1 is not a device; write auto, cpu, cuda, cuda:1"),
         ("device: cpu", "devise: cpu", "5:10: pool 'main' has no key 'devise'; did you mean 'device'?"),
         (
             "{max: 4}",

@@ -7,9 +7,11 @@ from typing import Annotated, Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from penstock.pipeline import registry
 from penstock.pipeline.clock import MS, SECOND
-from penstock.pipeline.faults import Faults
+from penstock.pipeline.faults import Faults, in_words
 from penstock.pipeline.node_params import changed
+from penstock.pipeline.pool_plan import PoolPlan
 from penstock.pipeline.stage import StageError
 from penstock.pipeline.units import ByteCount, Bytes, Duration, Nanoseconds, parse_bytes, parse_duration
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
@@ -98,3 +100,39 @@ def test_what_is_expected_stands_in_plain_words(values: dict[str, Any], words: s
 
 def test_a_value_that_its_reader_refused_is_not_repeated() -> None:
     assert told(key="hunter2") == "stage 'x': key: a secret does not stand here itself"
+
+
+def test_no_fault_of_any_stages_options_speaks_of_patterns_or_classes() -> None:
+    models = [PoolPlan, *(m for use in registry.catalog() for m in _models_of(use))]
+    wrong: tuple[Any, ...] = (
+        "a b",
+        "",
+        "x" * 40_000,
+        -1,
+        10**12,
+        1.5,
+        float("nan"),
+        None,
+        True,
+        [],
+        [{}],
+        {"a": "b"},
+    )
+    seen: set[str] = set()
+    for model in models:
+        for name in model.model_fields:
+            for value in wrong:
+                try:
+                    model.model_validate({name: value})
+                except ValidationError as e:
+                    seen.update(in_words(error) for error in e.errors())
+    assert len(seen) > 100
+    assert not [
+        words for words in seen if any(x in words for x in ("^", "<class", "should", "Input", "valid"))
+    ]
+    assert max(map(len, seen)) < 300
+
+
+def _models_of(use: str) -> list[type[BaseModel]]:
+    cls = registry.load(use)
+    return [cls.Options, cls.Params]

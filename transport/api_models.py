@@ -19,7 +19,7 @@ class Offer(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
 
     sdp: str
-    type: str = Field(default="offer", pattern="^offer$")
+    type: Literal["offer"] = "offer"
     graph: str | None = Field(
         default=None, description="its name, as in GET /graphs; the default one when left out"
     )
