@@ -31,7 +31,8 @@ def picture(snapshot: dict[str, Any]) -> RenderableType:
     n = server["sessions"]
     head = Text.assemble(
         ("penstock", "bold"),
-        f"  {server['url']}  {n} session{'' if n == 1 else 's'}  ",
+        f"  {server['url']}  {n} session{'' if n == 1 else 's'}",
+        f", {_viewers(watching)}  " if (watching := server.get("viewers", 0)) else "  ",
         (f"loop lag {server['loop_lag_ms']:.0f} ms", "yellow" if server["loop_lag_ms"] > 50 else "dim"),
         (f", longest block {server['longest_block_ms']:.0f} ms", "dim"),
     )
@@ -48,10 +49,11 @@ def picture(snapshot: dict[str, Any]) -> RenderableType:
 
 
 def _session(session: dict[str, Any]) -> Table:
+    where = f"{session['kind']} {session['remote']}".strip()
     title = Text.assemble(
         (session["graph"], "bold"),
-        f"  {session['id'][:12]}  {session['kind']} {session['remote']}  {session['state']}  "
-        f"up {_span(session['up_s'])}",
+        (f"  {_viewers(watching)}" if (watching := session.get("viewers", 0)) else "", "cyan"),
+        f"  {session['id'][:12]}  {where}  {session['state']}  up {_span(session['up_s'])}",
         (_focus(session.get("focus")), "dim"),
     )
     table = _table(title, "node", "fps", "age ms", "p95", "queue", "drops", "late", "busy %", "rung", "state")
@@ -138,6 +140,11 @@ def _table(title: Text, first: str, *others: str) -> Table:
     for name in others:
         table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
     return table
+
+
+def _viewers(n: int) -> str:
+    """Who only watch; not broken over two lines."""
+    return f"{n}\N{NO-BREAK SPACE}viewer{'' if n == 1 else 's'}"
 
 
 def _hot(n: int) -> Text:

@@ -54,8 +54,8 @@ def _stage() -> Any:  # pyright: ignore[reportUnusedFunction]
     del STAGES["test.summing"]
 
 
-def shown(snapshot: dict[str, Any]) -> str:
-    console = Console(file=io.StringIO(), width=160)
+def shown(snapshot: dict[str, Any], width: int = 160) -> str:
+    console = Console(file=io.StringIO(), width=width)
     console.print(picture(snapshot))
     return console.file.getvalue()  # type: ignore[attr-defined]
 
@@ -96,6 +96,30 @@ def test_an_empty_server_and_a_crowded_one_are_shown() -> None:
     server = {"url": "http://x", "sessions": 0, "loop_lag_ms": 0.0, "longest_block_ms": 0.0}
     assert "no session runs" in shown({"server": server, "sessions": [], "pools": {}})
     assert "and 40 more sessions" in shown({"server": server | {"sessions": 40}, "sessions": [], "pools": {}})
+
+
+def test_who_only_watches_is_counted_for_the_server_and_each_session_at_80_columns() -> None:
+    node = {
+        "name": "out", "fps": 14.2, "age_ms": 120.0, "age_p95_ms": 233.0, "queue": 0, "drops": 0, "late": 0,
+        "busy_pct": 1.0, "state": "running", "level": 0, "levels": 0, "restarts": 0,
+    }  # fmt: skip
+    session = {
+        "graph": "studio", "id": "s-0123456789abcdef", "kind": "client", "remote": "192.168.100.101", "state": "connected",
+        "up_s": 3723.0, "viewers": 12, "nodes": [node],
+    }  # fmt: skip
+    alone = session | {"id": "h-1", "kind": "headless", "remote": "", "state": "running", "viewers": 0}
+    server = {
+        "url": "http://127.0.0.1:8080", "sessions": 2, "viewers": 12, "loop_lag_ms": 0.0, "longest_block_ms": 0.0
+    }  # fmt: skip
+    lines = (
+        shown({"server": server, "sessions": [session, alone], "pools": {}}, 80)
+        .replace("\xa0", " ")
+        .splitlines()
+    )
+    assert lines[0].startswith("penstock  http://127.0.0.1:8080  2 sessions, 12 viewers  loop lag 0 ms")
+    studios = [line for line in lines if line.startswith("studio")]
+    assert studios[0].startswith("studio  12 viewers  s-0123456789  client 192.168.100.101  connected")
+    assert studios[1].startswith("studio  h-1  headless  running  up 1:02:03")
 
 
 def test_it_says_what_a_sender_was_told() -> None:

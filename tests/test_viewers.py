@@ -15,6 +15,7 @@ from penstock.pipeline.clock import SECOND
 from penstock.transport import broadcast, encoded_audio
 from penstock.transport.broadcast import SharedRung
 from penstock.transport.opus_encoder import OpusEncoder
+from penstock.transport.remote import Remote
 
 SDP = {"Content-Type": "application/sdp"}
 CAMERA = """
@@ -62,6 +63,9 @@ def test_viewers_of_a_started_graph_share_its_encoders_and_its_sound(monkeypatch
             live = await server.desk.start("camera")
             clients = [await watch(server.url, "/whep/camera") for _ in range(3)]
             assert len(server.viewers.live) == 3
+            async with Remote(server.url) as top:
+                snapshot = await top.snapshot()
+            assert [s["viewers"] for s in snapshot["sessions"]] == [3] == [snapshot["server"]["viewers"]]
             assert not server.sessions.live, "no copy of the graph was started"
             for client, _ in clients:
                 for kind in ("video", "audio"):

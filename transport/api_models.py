@@ -98,6 +98,7 @@ class SessionRow(BaseModel):
     remote: str
     up_s: float
     restarts: int
+    viewers: int = Field(description="who watch it by WHEP, beside its own client")
 
 
 class SessionList(BaseModel):

@@ -31,6 +31,7 @@ class Desk:
         self.headless = Headless(sessions.graphs, sessions.clock, sessions.factory)
         self.on_opened: list[Callable[[LiveSession | HeadlessSession], None]] = []
         self.on_closed: list[Callable[[LiveSession | HeadlessSession], None]] = []
+        self.viewers: Callable[[str], int] = lambda session_id: 0  # how many watch that session
         self._spoken = itertools.count()
         sessions.opened, sessions.closed = self._opened, self._closed
         self.headless.opened, self.headless.closed = self._opened, self._closed
@@ -109,6 +110,7 @@ class Desk:
             "remote": live.remote,
             "up_s": figures["up_s"],
             "restarts": figures["restarts"],
+            "viewers": self.viewers(live.id),
         }
 
     def _opened(self, live: LiveSession | HeadlessSession) -> None:

@@ -92,6 +92,7 @@ class Remote:
         server = {
             "url": self.url,
             "sessions": len(found),
+            "viewers": sum(row.get("viewers", 0) for row in found),
             "loop_lag_ms": round(loop.get("lag", 0.0), 1),
             "longest_block_ms": round(loop.get("longest_block", 0.0), 1),
         }

@@ -133,6 +133,7 @@ class Server:
             sessions.limits.per_client,
             lambda name: sum(s.caller.name == name for s in sessions.live.values()),
         )
+        self.desk.viewers = self.viewers.of
         self.metrics = Metrics(self.desk, pools or dict, watchdog or LoopWatchdog(), self.viewers)
         self.access = access
         self.budgets = sessions.budgets(uplink_bps, downlink_bps, self.viewers.pictures)

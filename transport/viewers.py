@@ -143,6 +143,10 @@ class Viewers:
             words = f"the server is full: {self.total} watch already"
             raise web.HTTPServiceUnavailable(text=words, headers=headers)
 
+    def of(self, session_id: str) -> int:
+        """How many watch that running graph."""
+        return sum(v.watched.id == session_id for v in self.live.values())
+
     def pictures(self) -> list[Pictures]:
         return [p for v in self.live.values() if (p := v.pictures()) is not None]
 
