@@ -29,8 +29,8 @@ class Known(Learner):
     """An oracle's: it knows."""
 
     def know(self, q50: float) -> None:
-        self.posterior = np.zeros_like(self.grid)
-        self.posterior[int(np.argmin(np.abs(np.log(self.grid) - math.log(q50))))] = 1.0
+        self.posterior = np.zeros_like(self.posterior)
+        self.posterior[int(np.argmin(np.abs(np.log(self.grid) - math.log(q50)))), -1] = 1.0
 
 
 def simulate(policy: str, seed: int, capacity: float, seconds: int = SECONDS) -> tuple[float, float, float]:

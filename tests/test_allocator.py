@@ -17,8 +17,8 @@ from penstock.transport.utility import Learner, accuracy
 
 def knows(q50: float) -> Learner:
     learner = Learner()
-    learner.posterior = np.zeros_like(learner.grid)
-    learner.posterior[int(np.argmin(np.abs(np.log(learner.grid) - math.log(q50))))] = 1.0
+    learner.posterior = np.zeros_like(learner.posterior)
+    learner.posterior[int(np.argmin(np.abs(np.log(learner.grid) - math.log(q50)))), -1] = 1.0
     return learner
 
 
@@ -100,13 +100,30 @@ def test_answers_teach_what_is_needed() -> None:
     rng = np.random.default_rng(0)
     for truth in (8.0, 80.0):
         learner = Learner()
-        for _ in range(60):
+        for _ in range(12):
             kb = float(np.exp(rng.uniform(np.log(4), np.log(200))))
             learner.answered(kb, float(np.clip(accuracy(kb, truth) + rng.normal(0, 0.12), 0, 1)))
         assert truth / 1.6 < learner.q50 < truth * 1.6
+        before = learner.q50
+        learner.answered(truth * 3, 0.0)  # one that was wrong for reasons of its own
+        assert learner.q50 < 1.5 * before
     before = learner.posterior.copy()
     learner.new_topic()
     assert abs(learner.posterior - before).sum() > 0.3
+
+
+def test_bits_go_where_they_help_and_not_to_a_model_that_is_never_sure() -> None:
+    """Two share a link that breathes: one says .6 of whatever it is sent, the other reads as well as it is sent bits."""
+    rng, link, total = np.random.default_rng(1), 300.0, np.zeros(2)
+    learners = Learner(), Learner()
+    for second in range(80):
+        link = float(np.clip(link * math.exp(rng.normal(0, 0.06)), 120, 420))
+        grants = allocate([Stream(str(i), learner, fps=2.0) for i, learner in enumerate(learners)], link)
+        kbps = np.array([grants["0"].kbps, grants["1"].kbps])
+        learners[0].answered(kbps[0] / 2, 0.6)
+        learners[1].answered(kbps[1] / 2, float(accuracy(kbps[1] / 2, 60.0)) + rng.normal(0, 0.1))
+        total += kbps * (second >= 40)
+    assert total[1] > 2 * total[0]
 
 
 @given(st.lists(st.tuples(st.floats(-1e9, 1e9), st.floats(-5, 5)), max_size=20))

@@ -23,7 +23,7 @@ from penstock.transport.edge_sender import EdgeSender
 from penstock.transport.focus import Focus
 from penstock.transport.importance import CELLS, Source
 from penstock.transport.rt_messages import Caps, Imp, Look, Rate, Roi, parse
-from penstock.transport.worth import path_of
+from penstock.transport.worth import Worth, path_of
 
 WATCH = """
 penstock: 1
@@ -288,3 +288,14 @@ def test_an_estimate_is_not_taken_at_its_word_by_one_that_uses_little_of_it() ->
     assert path_of(Caps(path_kbps=100, sent_kbps=60)) == pytest.approx(167, abs=1)
     assert path_of(Caps(path_kbps=100, sent_kbps=0)) == 200
     assert path_of(Caps()) == math.inf
+
+
+def test_answers_to_one_torn_picture_count_as_about_one() -> None:
+    """Eight that could not be read: within a second, or a minute apart."""
+    caps, worths = Caps(Roi.x264, 1, sent_kbps=60), [Worth("s", plan()) for _ in range(3)]
+    for worth, answers, apart in zip(worths, (1, 8, 8), (0, SECOND // 8, 60 * SECOND), strict=True):
+        for i in range(answers):
+            worth.answered({"kind": "text", "confidence": 0.0}, caps, 2.0, i * apart)
+    one, burst, many = (worth.learner.q50 for worth in worths)
+    assert burst < 1.3 * one
+    assert many > 1.5 * one

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from .utility import Learner
 
-LADDER: NDArray[np.float64] = np.array([0.0, *(12 * 1.6**k for k in range(12))])  # kb/s, to 2.1 M
+LADDER: NDArray[np.float64] = np.array([0.0, *(12 * 1.3**k for k in range(21))])  # kb/s, to 2.3 M
 AUDIO_KBPS = 32.0  # Opus and its headers
 SHARE = 0.8  # of the capacity that is given out: headers, repeats, reports, and bursts of several at once (.9 lost a fifth more)
-EPSILON = 5e-4  # accuracy for one more kb/s; less is not bought
+EPSILON = 2e-4  # accuracy for one more kb/s, 2 points for 100; less is not bought
 IDLE = 0.05  # weight of a stream about which nobody asks now
 PEAK = 3.0  # the largest picture against the mean: a keyframe, or a new scene
 

@@ -19,6 +19,9 @@ from .utility import Learner
 ACTIVE = 60 * SECOND  # after a question, its client's pictures count in full
 SAVED = 0.45  # of the bits for the same, with regions at 12 steps and more (B90: 0.39 to 0.45)
 CROP_SAVED = 0.25  # … with a crop (B90: 0.22 to 0.26)
+APART = (
+    4 * SECOND
+)  # answers that come closer saw the same stall or the same lost packet: they count by the time between them
 UNPROVEN = 2.0  # times the estimate of a sender that uses less than half of it
 CONTEXT_FPS = 1.0
 CONTEXT_Q50, CONTEXT_SPREAD = 5.0, 0.3  # kb a picture of 160x120; log units
@@ -47,6 +50,7 @@ class Worth:
 
     def answered(self, fields: Mapping[str, Any], caps: Caps | None, fps: float, now: int) -> None:
         """How sure the model was tells what the bits of its pictures were worth; an answer's kind, its topic."""
+        weight = 1.0 if self._asked_at is None else min(1.0, (now - self._asked_at) / APART)
         self._asked_at = now
         if (topic := str(fields.get("kind", ""))) != self._topic:
             self._topic = topic
@@ -57,7 +61,7 @@ class Worth:
         kbps = caps.sent_kbps - (self.context_kbps if caps.cropping else 0)
         if kbps > 0 and math.isfinite(confidence):
             # as the curve is over bits without regions, so are the observations
-            self.learner.answered(kbps / fps / saved(caps), float(confidence))
+            self.learner.answered(kbps / fps / saved(caps), float(confidence), weight)
 
     def streams(self, caps: Caps | None, fps: float, now: int) -> list[Stream]:
         """One for each track; none when its client cannot be told."""
