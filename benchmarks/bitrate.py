@@ -7,6 +7,8 @@
 b90: kb/s at which 90 % of a small display can still be read (`bitrate_methods.py`), geometric means over scenes and
 seeds; ratios are uniform at 10 pictures a second ÷ the way named, on the same scenes. `oracle` regions are the display's
 true place; `tap` and `rules` are found by the system itself.
+signs: the same on scenes that the embedded toy VLM can watch (`bitrate_signs.py`): three things with print, one is asked about;
+`attention` is what `vlm.toy` tells of where it looked for its answer, `decoder` the bare attention of its decoder's layers.
 allocator: twelve sessions share an uplink, in simulation (`bitrate_allocator.py`).
 link, shared: edge clients of this project, one through an impaired link, four through one that they share. Exact, in virtual time
 (`bitrate_virtual.py`: all of it real but sockets), or with --real-time against a server over sockets (`bitrate_link.py`).
@@ -22,7 +24,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +33,9 @@ from report import line, note
 
 sys.path.insert(0, str(Path(__file__).parent))
 import bitrate_methods as methods
-from bitrate_found import rules
+from bitrate_found import rules, toy
 from bitrate_methods import Way, oracle, tap, wrong
-from bitrate_scene import SCENES, render
+from bitrate_scene import SCENES, Shot, render
 
 WAYS: dict[str, tuple[str, Way, float]] = {  # codec, way, first guess in kb/s
     "uniform": ("H264", Way(), 280),
@@ -54,6 +56,18 @@ WAYS: dict[str, tuple[str, Way, float]] = {  # codec, way, first guess in kb/s
     "vp8_roi": ("VP8", Way(10, oracle()), 190),
     "vp8_roi_2fps": ("VP8", Way(2, oracle()), 90),
 }
+SIGNS: dict[str, tuple[str, Way, float]] = {  # the same, on the scenes that the embedded toy VLM can watch
+    "uniform": ("H264", Way(), 250),
+    "roi": ("H264", Way(10, oracle()), 60),
+    "roi_2fps": ("H264", Way(2, oracle()), 22),
+    "attention": ("H264", Way(10, toy()), 72),
+    "attention_2fps": ("H264", Way(2, toy()), 27),
+    "decoder": ("H264", Way(10, toy(decoder=True)), 300),
+    "tap": ("H264", Way(10, tap()), 90),
+    "tap_2fps": ("H264", Way(2, tap()), 40),
+    "rules": ("H264", Way(10, rules()), 250),
+    "rules_2fps": ("H264", Way(2, rules()), 130),
+}
 RATIOS = {  # name: (uniform, way)
     "roi_ratio": ("uniform", "roi"),
     "fps_ratio": ("uniform", "uniform_2fps"),
@@ -68,6 +82,9 @@ RATIOS = {  # name: (uniform, way)
     "tap_total_ratio": ("uniform", "tap_2fps"),
     "rules_roi_ratio": ("uniform", "rules"),
     "rules_total_ratio": ("uniform", "rules_2fps"),
+    "attention_roi_ratio": ("uniform", "attention"),
+    "attention_total_ratio": ("uniform", "attention_2fps"),
+    "decoder_roi_ratio": ("uniform", "decoder"),
     "vp8_roi_ratio": ("vp8_uniform", "vp8_roi"),
     "vp8_total_ratio": ("vp8_uniform", "vp8_roi_2fps"),
 }
@@ -78,43 +95,66 @@ def mean(values: Sequence[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values))
 
 
-def b90(summary: dict[str, Any], scenes: Sequence[str], seeds: Sequence[int], ways: Sequence[str]) -> None:
-    found: dict[str, dict[str, float]] = {}
+def b90(summary: dict[str, Any], scenes: Sequence[str], seeds: Sequence[int], chosen: Sequence[str]) -> None:
     stills: list[int] = []
+    shown: dict[tuple[str, int], list[Shot]] = {}
     for scene in scenes:
         for seed in seeds:
-            shots = render(scene, seed)
+            shots = shown[scene, seed] = render(scene, seed)
             size, score = methods.still_bytes_at_90(shots)
             line(measured="still", scene=scene, seed=seed, bytes=size, accuracy=round(score, 3))
             stills += [size] if size is not None else []
-            for name in ways:
-                codec, way, guess = WAYS[name]
+    summary["scenes"], summary["seeds"] = list(scenes), list(seeds)
+    measure(summary, "", shown, WAYS, chosen)
+    summary["fetch_bytes_at_90"] = round(sum(stills) / len(stills)) if stills else None
+
+
+def signs(
+    summary: dict[str, Any], scenes: Sequence[str], seeds: Sequence[int], chosen: Sequence[str]
+) -> None:
+    """B90 where one of three things is asked about, and the embedded VLM finds it."""
+    import bitrate_signs
+
+    shown = {(scene, seed): bitrate_signs.render(scene, seed) for scene in scenes for seed in seeds}
+    measure(summary, "signs_", shown, SIGNS, chosen)
+
+
+def measure(
+    summary: dict[str, Any],
+    prefix: str,
+    shown: Mapping[tuple[str, int], Sequence[Shot]],
+    known: Mapping[str, tuple[str, Way, float]],
+    chosen: Sequence[str],
+) -> None:
+    """B90 of each way on each (scene, seed); kb/s and ratios into the summary, with the prefix."""
+    found: dict[str, dict[str, float]] = {}
+    for (scene, seed), shots in shown.items():
+        for name in chosen or known:
+            if name in known:
+                codec, way, guess = known[name]
                 began = time.process_time()
                 kbps, points = methods.find_b90(shots, codec, way, guess)
                 line(
-                    measured="b90", scene=scene, seed=seed, way=name, codec=codec,
+                    measured=f"{prefix}b90", scene=scene, seed=seed, way=name, codec=codec,
                     kbps=round(kbps, 1) if kbps is not None else None,
                     points=[[round(k, 1), round(a, 3)] for k, a in points],
                     cpu_s=round(time.process_time() - began, 1),
                 )  # fmt: skip
                 if kbps is not None:
                     found.setdefault(name, {})[f"{scene}{seed}"] = kbps
-    summary["scenes"], summary["seeds"] = list(scenes), list(seeds)
     for name, by_scene in found.items():
-        summary[f"{name}_kbps"] = round(mean(list(by_scene.values())), 1)
-    summary |= ratios(found)
-    summary["fetch_bytes_at_90"] = round(sum(stills) / len(stills)) if stills else None
+        summary[f"{prefix}{name}_kbps"] = round(mean(list(by_scene.values())), 1)
     summary |= {
-        "attention_roi_ratio": None,
-        "attention_reason": "no model with attention is embedded that reads",
+        prefix + name: value
+        for name, value in ratios(found, [n for n in chosen or known if n in known]).items()
     }
 
 
-def ratios(found: Mapping[str, Mapping[str, float]]) -> dict[str, float | None]:
+def ratios(found: Mapping[str, Mapping[str, float]], tried: Collection[str]) -> dict[str, float | None]:
     """On the scenes where both were reached; None where there is none, or not all of the uniform's are."""
     result: dict[str, float | None] = {}
     for name, (uniform, way) in RATIOS.items():
-        if uniform not in found and way not in found:
+        if uniform not in tried or way not in tried:
             continue
         base, own = found.get(uniform, {}), found.get(way, {})
         both = sorted(set(base) & set(own))
@@ -232,12 +272,19 @@ def loss(summary: dict[str, Any], full: bool) -> None:
 
 
 def parts() -> dict[str, Callable[[dict[str, Any], argparse.Namespace], None]]:
-    def run_b90(summary: dict[str, Any], chosen: argparse.Namespace) -> None:
-        names = chosen.ways.split(",") if chosen.ways else list(WAYS)
-        b90(summary, chosen.scenes.split(","), [int(s) for s in chosen.seeds.split(",")], names)
+    def on_scenes(
+        run: Callable[[dict[str, Any], Sequence[str], Sequence[int], Sequence[str]], None],
+    ) -> Callable[[dict[str, Any], argparse.Namespace], None]:
+        return lambda summary, chosen: run(
+            summary,
+            chosen.scenes.split(","),
+            [int(s) for s in chosen.seeds.split(",")],
+            chosen.ways.split(",") if chosen.ways else (),
+        )
 
     return {
-        "b90": run_b90,
+        "b90": on_scenes(b90),
+        "signs": on_scenes(signs),
         "allocator": lambda summary, chosen: allocator(summary, full=chosen.full),
         "link": lambda summary, chosen: link(summary, full=chosen.full, real=chosen.real_time),
         "shared": lambda summary, chosen: shared(summary, full=chosen.full, real=chosen.real_time),

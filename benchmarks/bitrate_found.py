@@ -5,8 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bitrate_methods import BASE_FPS, Finder
-from bitrate_scene import QUESTION, Image, Shot
+import cv2
+import numpy as np
+import torch
+from bitrate_methods import BASE_FPS, Finder, Seen
+from bitrate_scene import Shot
+from penstock.models.toy_model import WINDOW, ToyModel
+from penstock.models.toy_reading import read
+from penstock.models.toy_world import COLOURS, SIZE
+from penstock.models.vlm_memory import Memory
+from penstock.models.vlm_session import Runner, Say, Take, Talk, VlmSession, draw, importance
 from penstock.pipeline.clock import SECOND
 from penstock.stages.focus import LOCATED, PRINTED, Detectors
 from penstock.stages.importance import TTL_MS, grid_of
@@ -20,19 +28,78 @@ def rules(every_s: float = 1.0) -> Finder:
     the map is in force from the next picture on."""
     state: dict[str, Any] = {}
 
-    def find(_: Sequence[Shot], index: int, decoded: Image | None) -> ImportanceMap | None:
+    def find(shots: Sequence[Shot], index: int, seen: Seen | None) -> ImportanceMap | None:
         if index == 0:
             state.clear()
             state.update(attention=Attention(), detectors=Detectors(), last=-1.0)
         attention, detectors = state["attention"], state["detectors"]
         now = index * SECOND // BASE_FPS
-        if decoded is not None and need(QUESTION) == "text" and index / BASE_FPS - state["last"] >= every_s:
+        if (
+            seen is not None
+            and need(shots[index].question) == "text"
+            and index / BASE_FPS - state["last"] >= every_s
+        ):
             state["last"] = index / BASE_FPS
             fields: dict[str, Any] = {"ttl_ms": TTL_MS, "source": "detector"}
-            if (codes := detectors.codes(decoded)) is not None:
+            if (codes := detectors.codes(seen.gray)) is not None:
                 attention.told(fields | {"grid": grid_of(codes), "confidence": LOCATED, "found": True}, now)
-            elif (cells := detectors.print_(decoded)) is not None:
+            elif (cells := detectors.print_(seen.gray)) is not None:
                 attention.told(fields | {"grid": grid_of(cells), "confidence": PRINTED}, now)
         return attention.current(now)
 
     return find
+
+
+def toy(decoder: bool = False, every_s: float = 1.0) -> Finder:
+    """The embedded toy VLM watches what is decoded, at 48×48, and is asked where the thing is whose colour the question
+    names; what `vlm.toy` tells of where it looked is the map. decoder: its attention, else the thing that it read."""
+    state: dict[str, Any] = {}
+
+    def find(shots: Sequence[Shot], index: int, seen: Seen | None) -> ImportanceMap | None:
+        if index == 0:
+            model = state.get("model") or ToyModel()
+            state.clear()
+            session = VlmSession(model, Memory(176, 96, pictures=WINDOW))
+            state.update(attention=Attention(), model=model, runner=Runner(model), session=session, last=-1.0)
+        attention: Attention = state["attention"]
+        now = index * SECOND // BASE_FPS
+        if seen is not None and index / BASE_FPS - state["last"] >= every_s:
+            state["last"] = index / BASE_FPS
+            _watch(state["runner"], state["session"], seen, now)
+            colour = next(w for w in shots[index].question.split() if w in COLOURS)
+            ask = _attended if decoder else _read_off
+            if (found := ask(state["runner"], state["session"], f"where is {colour}")) is not None:
+                grid, confidence = found
+                fields = {"grid": grid_of(grid), "confidence": min(1.0, confidence), "ttl_ms": TTL_MS}
+                attention.told(fields | {"source": "attention"}, now)
+        return attention.current(now)
+
+    return find
+
+
+def _watch(runner: Runner, session: VlmSession, seen: Seen, now: int) -> None:
+    small = np.ascontiguousarray(cv2.resize(seen.rgb, (SIZE, SIZE), interpolation=cv2.INTER_AREA))
+    take = Take(session, image=torch.from_numpy(small).permute(2, 0, 1), at=now)
+    runner.commit(take, runner.forward([take])[0])
+
+
+def _read_off(_: Runner, session: VlmSession, line: str) -> tuple[Any, float] | None:
+    """As the stage answers: the thing that the eye knows by its colour."""
+    newest = session.newest
+    assert newest is not None
+    assert newest.seen is not None
+    assert newest.places is not None
+    found = read(line, newest.seen)
+    if found is None or found.at is None:
+        return None
+    return draw(torch.tensor([1.0]), newest.places[found.at : found.at + 1]).numpy(), found.p
+
+
+def _attended(runner: Runner, session: VlmSession, line: str) -> tuple[Any, float] | None:
+    """Where the decoder's layers look while it is about to answer."""
+    talk = Talk(session)
+    result = runner.forward([Say(talk, runner.model.question(line), tap=True)])[0]
+    assert result.looks is not None
+    assert talk.sight is not None
+    grid, confidence = importance(talk.sight, result.looks)
+    return grid.numpy(), confidence

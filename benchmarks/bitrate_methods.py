@@ -15,7 +15,7 @@ from fractions import Fraction
 import av
 import cv2
 import numpy as np
-from bitrate_scene import CARD_H, CARD_W, H, Image, Shot, W, accuracy, full_range, luma
+from bitrate_scene import H, Image, Shot, W, accuracy, full_range, luma
 from penstock.pipeline.clock import MS, SECOND
 from penstock.transport.importance import DQP_MOST, GRID_H, GRID_W, ImportanceMap, Source, grid_of
 from penstock.transport.roi_encoder import RoiEncoder
@@ -29,8 +29,22 @@ BASE_FPS = 10
 PRESET = "medium"
 DECODERS = {"H264": "h264", "VP8": "libvpx"}
 
-Finder = Callable[[Sequence[Shot], int, Image | None], ImportanceMap | None]
-"""(shots, index of the present one, the last decoded picture (H, W) gray) → the map that is in force."""
+
+@dataclass(frozen=True)
+class Seen:
+    """A decoded picture. gray: (H, W), full range."""
+
+    frame: av.VideoFrame
+    gray: Image
+
+    @property
+    def rgb(self) -> Image:
+        """(H, W, 3)."""
+        return self.frame.to_ndarray(format="rgb24")
+
+
+Finder = Callable[[Sequence[Shot], int, Seen | None], ImportanceMap | None]
+"""(shots, index of the present one, what was decoded last) → the map that is in force."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +69,7 @@ class Line:
         self.decoder.thread_count = 1
         self.bytes = 0
         self.keyframes = 0
+        self.seen: Seen | None = None  # the last that was decoded
 
     def __call__(self, rgb: Image, now: int) -> Image | None:
         """(H, W, 3) → the decoded luma (H, W), full range; None when the encoder skipped it."""
@@ -67,6 +82,7 @@ class Line:
         if data:
             for frame in self.decoder.decode(av.Packet(data)):
                 out = full_range(frame.reformat(format="yuv420p").to_ndarray()[: frame.height])
+                self.seen = Seen(frame, out)
         return out
 
 
@@ -86,7 +102,7 @@ def run(shots: Sequence[Shot], codec: str, kbps: float, way: Way) -> tuple[float
         shot = shots[index]
         now = index * SECOND // BASE_FPS
         if way.finder is not None:
-            found = way.finder(shots, index, decoded)
+            found = way.finder(shots, index, None if way.crop else line.seen)
         if way.crop:
             if index % (BASE_FPS // context_fps) == 0:
                 small = np.asarray(cv2.resize(shot.rgb, (160, 120), interpolation=cv2.INTER_AREA), np.uint8)
@@ -111,7 +127,7 @@ def run(shots: Sequence[Shot], codec: str, kbps: float, way: Way) -> tuple[float
 
 def _cropped(line: Line, shot: Shot, whole: Image | None, now: int) -> Image | None:
     """The region and a margin of 8 pixels, laid over the enlarged small picture."""
-    w, h = CARD_W + 16, CARD_H + 16
+    w, h = shot.width + 16, shot.height + 16
     x, y = min(max(0, shot.x - 8), W - w), min(max(0, shot.y - 8), H - h)
     sent = line(np.ascontiguousarray(shot.rgb[y : y + h, x : x + w]), now)
     if sent is None:
@@ -140,7 +156,7 @@ def _hold(shot: Shot, held: Image, found: ImportanceMap | None, now: int) -> Ima
 def oracle(confidence: float = 1.0, stale_s: float = 0.0, exact: bool = True) -> Finder:
     """The display's true place, so long ago; `exact` to the cell, else with the cells beside it at half."""
 
-    def find(shots: Sequence[Shot], index: int, _: Image | None) -> ImportanceMap:
+    def find(shots: Sequence[Shot], index: int, _: Seen | None) -> ImportanceMap:
         seen = shots[max(0, index - round(stale_s * BASE_FPS))]
         grid = grid_of([seen.box], soft=not exact)
         at = round(max(0.0, index / BASE_FPS - stale_s) * SECOND)
@@ -152,7 +168,7 @@ def oracle(confidence: float = 1.0, stale_s: float = 0.0, exact: bool = True) ->
 def wrong(confidence: float) -> Finder:
     """A place where the display is not, half a picture away."""
 
-    def find(shots: Sequence[Shot], index: int, _: Image | None) -> ImportanceMap:
+    def find(shots: Sequence[Shot], index: int, _: Seen | None) -> ImportanceMap:
         x, y, w, h = shots[index].box
         moved = ((x + 0.5) % (1 - w), (y + 0.5) % (1 - h), w, h)
         return ImportanceMap(grid_of([moved]), confidence, index * SECOND // BASE_FPS, source=Source.boxes)
@@ -164,7 +180,7 @@ def tap(dqp_max: float = DQP_MOST) -> Finder:
     """The user draws a box around it once, at the start, and leaves a margin of one cell; it holds until he takes it
     away, and it does not follow what moves."""
 
-    def find(shots: Sequence[Shot], index: int, _: Image | None) -> ImportanceMap:
+    def find(shots: Sequence[Shot], index: int, _: Seen | None) -> ImportanceMap:
         x, y, w, h = shots[0].box
         left, top = max(0.0, x - 1 / GRID_W), max(0.0, y - 1 / GRID_H)
         box = (left, top, min(1 - left, w + 2 / GRID_W), min(1 - top, h + 2 / GRID_H))
@@ -223,7 +239,7 @@ def still_bytes_at_90(shots: Sequence[Shot]) -> tuple[int | None, float]:
         sizes: list[int] = []
         scores: list[float] = []
         for shot in shots[BASE_FPS :: BASE_FPS // EVAL_FPS]:
-            w, h = CARD_W + 16, CARD_H + 16
+            w, h = shot.width + 16, shot.height + 16
             x, y = min(max(0, shot.x - 8), W - w), min(max(0, shot.y - 8), H - h)
             data = encode_still(np.ascontiguousarray(shot.rgb[y : y + h, x : x + w]), quality)
             sizes.append(len(data))

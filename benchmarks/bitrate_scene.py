@@ -56,16 +56,19 @@ class Item:
 
 @dataclass(frozen=True)
 class Shot:
-    """One picture: rgb (H, W, 3); where the display is; what it shows."""
+    """One picture: rgb (H, W, 3); where the display is; what it shows; its size; what is asked about it."""
 
     rgb: Image
     x: int
     y: int
     items: tuple[Item, ...]
+    width: int = CARD_W
+    height: int = CARD_H
+    question: str = QUESTION
 
     @property
     def box(self) -> tuple[float, float, float, float]:
-        return self.x / W, self.y / H, CARD_W / W, CARD_H / H
+        return self.x / W, self.y / H, self.width / W, self.height / H
 
 
 @cache
@@ -126,7 +129,7 @@ def window(image: Image, x: float, y: float, zoom: float, width: int, height: in
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     return np.asarray(
         cv2.warpAffine(image, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REFLECT_101),
-        np.uint8,
+        image.dtype,
     )
 
 
