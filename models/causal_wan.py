@@ -294,4 +294,3 @@ def load_causal_wan(
 
 
 WAN_1_3B: Mapping[str, Any] = {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30}
-WAN_14B: Mapping[str, Any] = {"num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40}

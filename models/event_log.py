@@ -7,7 +7,6 @@ complete. Times are ns on one clock.
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -32,7 +31,6 @@ class _Tally:
     """All that is known of one (what, thing) for ever."""
 
     count: int
-    first: int
     last: Event
 
 
@@ -43,7 +41,6 @@ class EventLog:
         if limit < 1 or kinds < 1:
             raise ValueError(f"an event log of {limit} events and {kinds} kinds; both must be at least 1")
         self.limit, self.kinds = limit, kinds
-        self.total = 0
         self.complete_since: int | None = None  # time of the newest event that was forgotten; None: none was
         self._events: list[Event] = []  # by time
         self._tallies: dict[tuple[str, str], _Tally] = {}
@@ -54,18 +51,16 @@ class EventLog:
 
     def add(self, event: Event) -> None:
         """Take in an event; one that comes late is put in its place."""
-        self.total += 1
         at = bisect_right(self._events, event.at, key=_time)
         self._events.insert(at, event)
         key = (event.what, event.thing)
         tally = self._tallies.get(key)
         if tally is not None:
             tally.count += 1
-            tally.first = min(tally.first, event.at)
             if event.at >= tally.last.at:
                 tally.last = event
         elif len(self._tallies) < self.kinds:
-            self._tallies[key] = _Tally(1, event.at, event)
+            self._tallies[key] = _Tally(1, event)
         else:
             self._untallied += 1
         if len(self._events) > self.limit:
@@ -124,35 +119,6 @@ class EventLog:
         wanted = _set(what)
         a, b = bisect_left(self._events, since, key=_time), bisect_right(self._events, until, key=_time)
         return [e for e in self._events[a:b] if _matches(e, wanted, None)]
-
-    def to_json(self) -> str:
-        """All of it, for `from_json`."""
-        tallies = [[w, t, v.count, v.first, _plain(v.last)] for (w, t), v in self._tallies.items()]
-        state = {
-            "limit": self.limit, "kinds": self.kinds, "total": self.total, "complete_since": self.complete_since,
-            "untallied": self._untallied, "events": [_plain(e) for e in self._events], "tallies": tallies,
-        }  # fmt: skip
-        return json.dumps(state)
-
-    @classmethod
-    def from_json(cls, text: str) -> EventLog:
-        """Raises: ValueError when the text is no event log."""
-        try:
-            state = json.loads(text)
-            log = cls(state["limit"], state["kinds"])
-            log.total, log.complete_since = state["total"], state["complete_since"]
-            log._untallied = state["untallied"]
-            log._events = [Event(*e) for e in state["events"]]
-            log._tallies = {
-                (w, t): _Tally(n, first, Event(*last)) for w, t, n, first, last in state["tallies"]
-            }
-        except (KeyError, TypeError, ValueError) as e:
-            raise ValueError(f"this text is no event log: {e}") from e
-        return log
-
-
-def _plain(event: Event) -> list[Any]:
-    return [event.at, event.what, event.thing, dict(event.fields)]
 
 
 def _time(event: Event) -> int:

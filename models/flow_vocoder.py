@@ -29,7 +29,6 @@ ALPHA = 0.42  # of the frequency warp: Mel at 16 kHz
 FFT = 512
 BAND_EDGES_HZ = (1000.0, 2000.0, 4000.0, 6000.0)
 F0_HZ = (50.0, 400.0)
-LONGEST_PERIOD = int(RATE_HZ / F0_HZ[0]) + 1
 
 
 @dataclass(slots=True)
@@ -39,7 +38,6 @@ class VocoderState:
     frame: int = 0  # frames synthesised: also the position of the noise
     phase: float = 0.0  # of the next pulse, 0…1
     last_lf0: float = float("nan")  # at the end of the frame before; nan when unvoiced
-    last_gain: float = 0.0
     overlap: NDArray[np.float32] = field(default_factory=lambda: np.zeros(FFT + HOP, np.float32))
 
 

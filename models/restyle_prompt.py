@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import islice
 from types import MappingProxyType
 from typing import TypeAlias
@@ -85,27 +84,16 @@ _SAME = {
 _WORD = re.compile(r"[a-z0-9]+")
 
 
-@dataclass(frozen=True, slots=True)
-class Words:
-    """A prompt as the network reads it."""
+def read(prompt: str) -> Ids:
+    """The known words of a prompt, in any order and case; `8-bit` and British spelling are understood.
 
-    ids: Ids  # at most MAX_WORDS numbers, none of them 0
-    ignored: int  # words that it does not know, or that came after the last it reads
-
-    @property
-    def null(self) -> bool:
-        """True when nothing was understood: the picture stays as it is."""
-        return not self.ids
-
-
-def read(prompt: str) -> Words:
-    """The known words of a prompt, in any order and case; `8-bit` and British spelling are understood."""
+    At most MAX_WORDS numbers, none of them 0; () when nothing was understood: the picture stays as it is.
+    """
     text = prompt[:MAX_CHARACTERS].lower().replace("8-bit", "8bit").replace("8 bit", "8bit")
     found: list[str] = _WORD.findall(text)
     words = [_SAME.get(w, w) for w in found]
     known = dict.fromkeys(VOCABULARY[w] for w in words if w in VOCABULARY)  # once each, in order
-    ids = tuple(islice(known, MAX_WORDS))
-    return Words(ids, sum(w not in VOCABULARY for w in words) + len(known) - len(ids))
+    return tuple(islice(known, MAX_WORDS))
 
 
 def padded(ids: Iterable[int]) -> list[int]:

@@ -106,12 +106,8 @@ class RetrievalStore:
 
     @property
     def nbytes(self) -> int:
-        """Of disk; the index in memory is `index_nbytes`."""
+        """Of disk."""
         return self.slots * self._slot_bytes
-
-    @property
-    def index_nbytes(self) -> int:
-        return self._means.nbytes
 
     def put(self, block: Tensor, advance: int, tag: str | int | None = None) -> Entry:
         """Keep a block (L, 2, 1, H, T, D) as `RollingKv.export` gives it. Raises: ValueError when it is too long."""

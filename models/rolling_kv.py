@@ -109,7 +109,7 @@ class RollingKv:
         self.window: list[Segment] = []
         self.pristine: list[tuple[Tensor, Tensor]] = []  # a layer: keys at position 0, values (B, H, S, D)
         self.next_position = 0
-        self.evictions = self.rebases = self.moves = 0
+        self.rebases = self.moves = 0
 
     # ------------------------------------------------------------ what is inside
 
@@ -211,12 +211,6 @@ class RollingKv:
             self._graduate()
         self.stamp()
 
-    def unpin(self, tag: str | int) -> None:
-        """Drop pinned segments of this tag from the prefix."""
-        for segment in [s for s in self.prefix if s.tag == tag]:
-            self._cut(segment)
-        self.stamp()
-
     # ------------------------------------------------------------ letting go
 
     def evict_oldest(self) -> Segment:
@@ -232,7 +226,6 @@ class RollingKv:
             self.window.pop(0)
             for layer in self.layers:
                 layer.w0 += segment.tokens
-        self.evictions += 1
         self.stamp()
         return segment
 

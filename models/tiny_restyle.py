@@ -194,7 +194,7 @@ class TinyRestyle(Ticks[RestyleState, Flight, StepRow]):
             generator = torch.Generator().manual_seed(settings.seed)
             noise = torch.randn((MAX_STEPS, 3, *size), generator=generator).to(self._like)
         negative = None
-        if settings.guidance != 1 and not read(settings.negative_prompt).null:
+        if settings.guidance != 1 and read(settings.negative_prompt):
             negative = self._encode(settings.negative_prompt)
         prompt = self._encode(settings.prompt)
         if settings.blend > 0:
@@ -202,7 +202,7 @@ class TinyRestyle(Ticks[RestyleState, Flight, StepRow]):
         return Voice(settings, prompt, negative, noise, _SIGMAS[settings.steps])
 
     def _encode(self, prompt: str) -> Tensor:
-        ids = torch.tensor([padded(read(prompt).ids)], device=self._like.device)
+        ids = torch.tensor([padded(read(prompt))], device=self._like.device)
         return self._net.encode(ids)[0]
 
     def chunk(self, entered: int) -> int:

@@ -39,7 +39,6 @@ class ToyModel:
         self.yes_no: tuple[Tensor, Tensor] | None = torch.tensor([INDEX["yes"]]), torch.tensor([INDEX["no"]])
         self.shape = (len(d.blocks), d.kv_heads, d.head_dim)
         self.token_bytes = 2 * 4 * len(d.blocks) * d.kv_heads * d.head_dim
-        self._queries: list[Tensor] = []
 
     def look(self, now: Tensor, before: Tensor) -> list[Picture]:
         seen = self.net.eye(now, before)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
@@ -79,7 +79,6 @@ class Talk:
     branch: Branch | None = None
     fill: int = 0  # visible tokens that count
     position: int = 0
-    recalled: int = 0  # pictures that were fetched from the store
     sight: Sight | None = None  # where it has the newest picture
 
 
@@ -131,7 +130,6 @@ class Runner:
 
     model: StreamingVlm
     chunk: int = 256
-    passes: int = field(default=0, init=False)
 
     def forward(self, jobs: Sequence[Job]) -> list[Result]:
         """One pass over a piece of each job; jobs of one session must be of different kinds."""
@@ -149,7 +147,6 @@ class Runner:
             x = torch.cat([p[0] for p in pieces], 1)
             positions = torch.cat([p[1] for p in pieces], -1)
             hidden = self.model.run(x, positions.to(x.device), packed, deep)  # (T, d)
-            self.passes += 1
             ends = torch.tensor([r.tokens for r in runs]).cumsum(0) - 1
             logits = self.model.logits(hidden[ends.to(hidden.device)]).float()
             best, words = logits.max(-1)
@@ -260,7 +257,6 @@ class Runner:
                 query = self.model.query(job.ids, session.cache)
                 found = session.store.find(query, session.memory.recall)
                 blocks = session.store.get(found)
-                talk.recalled = len(blocks)
             talk.branch = session.cache.fork(blocks, room=job.room)
             talk.fill, talk.position = talk.branch.visible, talk.branch.position
             talk.sight = newest_sight(session, talk.branch)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 FRAME_MS = 20  # one encoder frame: two mel frames of 10 ms
-MEL_PER_FRAME = 2
 
 
 @dataclass(frozen=True, slots=True)

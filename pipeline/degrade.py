@@ -74,8 +74,6 @@ class Ladder:
     def __init__(self, levels: Sequence[Quality]) -> None:
         self.levels = tuple(levels)
         self.level = 0
-        self.downs = 0
-        self.ups = 0
         self._ends: deque[tuple[int, bool]] = deque()  # (time, missed) of the window
         self._missed = 0
         self._quiet = 0  # since when there was no trouble
@@ -115,12 +113,10 @@ class Ladder:
                 relapse = now - self._went_up < RELAPSE
                 self._hold = min(self._hold * 2, MAX_HOLD) if relapse else self._hold
                 self._step(self.level + 1, now)
-                self.downs += 1
                 return True
         elif self.level and now - max(self._quiet, self._changed) >= self._hold and fits(self.level - 1):
             self._step(self.level - 1, now)
             self._went_up = now
-            self.ups += 1
             return True
         elif not self.level and now - max(self._quiet, self._changed) >= MAX_HOLD:
             self._hold = HOLD

@@ -72,7 +72,7 @@ class DiffusionStream(Stage):
     rows_stay = True
 
     async def setup(self) -> None:
-        self.skipped = self.replaced = self.thinned = self.late = self.passed = self.dropped = 0  # pictures
+        self.skipped = self.replaced = self.late = self.passed = self.dropped = 0  # pictures
         self._mail: list[VideoFrame] = []  # the newest that wait: one, or a chunk
         self._out: Outputs | None = None
         self._wake, self._idle, self._loaded = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -159,7 +159,6 @@ class DiffusionStream(Stage):
             return None
         self._due += quality.fps
         if self._due < 1:
-            self.thinned += 1
             return None
         self._due = min(self._due - 1, 1.0)
         chunk = self._rows.model.chunk(self._entered)

@@ -65,10 +65,8 @@ class AudioWork(Stage):
     ports = Ports(inputs={"audio": In(AudioFrame)}, outputs={"audio": Out(AudioFrame, "live")})
     Options = WorkOptions
     Params = WorkParams
-    lives = 0
 
     async def setup(self) -> None:
-        type(self).lives += 1
         self.seen = 0
 
     async def process(self, port: str, frame: Frame, out: Outputs) -> None:

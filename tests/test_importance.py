@@ -16,7 +16,6 @@ from penstock.transport.importance import (
     TTL,
     ImportanceMap,
     Source,
-    box_of,
     clip_box,
     grid_of,
     regions,
@@ -93,7 +92,6 @@ def test_boxes_become_all_cells_that_they_touch() -> None:
     assert grid[0].tolist()[:3] == [255, 255, 0]
     assert not grid[1:].any()
     assert grid_of([(0.5, 0.5, 0.01, 0.01)], soft=True)[4, 7] == 127
-    assert box_of(grid) == (0, 0, 2 / GRID_W, 1 / GRID_H)
 
 
 def test_attention_is_averaged_with_what_came_before() -> None:

@@ -63,6 +63,7 @@ def test_events_and_named_texts_go_out_and_commands_come_in(tmp_path: Path):
 
                 listening = asyncio.create_task(listen())
                 bridge = MqttBridge(parse_broker(broker.url), frozenset({"talks"}), server.desk)
+                server.metrics.links = [bridge.link]
                 bridge.start()
 
                 def said(topic: str) -> list[Any]:
@@ -99,6 +100,10 @@ def test_events_and_named_texts_go_out_and_commands_come_in(tmp_path: Path):
                 await client.publish("house/command/stop", json.dumps({"graph": "talks"}), qos=1)
                 await until(lambda: bool(said(f"{at}/session/gone")))
                 await until(lambda: said("house/sessions")[-1]["sessions"] == [])
+                where, text = f'{{broker="127.0.0.1:{broker.port}"}}', server.metrics.text().decode()
+                assert f"penstock_mqtt_connected{where} 1.0" in text
+                assert f"penstock_mqtt_lost_total{where} 0.0" in text
+                assert f"penstock_mqtt_sent_total{where} 0.0" not in text
                 await bridge.stop()
                 await until(lambda: said("house/status")[-1] == "offline")
                 listening.cancel()

@@ -176,16 +176,20 @@ def test_dropping_tokens_keeps_those_with_most_attention_and_all_markers(
 
 def test_evicted_pictures_are_kept_and_join_an_answer(folders: dict[str, Path]) -> None:
     model = loaded(folders, "qwen2_5_vl")
-    memory = Memory(tokens=80, text=8, blocks=8, recall=2, scorer="recent")
-    runner, session = Runner(model), VlmSession(model, memory)
-    for i in range(9):
-        finish(runner, Take(session, image=images(1, i)[0], at=i))
-    assert session.store is not None
-    assert len(session.store) >= 2
-    talk = Talk(session)
-    finish(runner, Say(talk, model.question("what do you see")))
-    assert talk.recalled == 2
-    session.close()
+    runner = Runner(model)
+    read: list[int] = []
+    for recall in (0, 2):
+        session = VlmSession(model, Memory(tokens=80, text=8, blocks=8, recall=recall, scorer="recent"))
+        for i in range(9):
+            finish(runner, Take(session, image=images(1, i)[0], at=i))
+        assert session.store is not None
+        assert len(session.store) >= 2
+        picture = session.cache.window[-1].tokens
+        talk = Talk(session)
+        finish(runner, Say(talk, model.question("what do you see")))
+        read.append(talk.fill)
+        session.close()
+    assert read[1] - read[0] == 2 * picture
 
 
 def test_a_camera_that_changes_its_size_is_looked_at_as_it_is(folders: dict[str, Path]) -> None:

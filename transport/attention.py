@@ -46,7 +46,6 @@ class Attention:
 
     def __init__(self) -> None:
         self._maps: dict[Source, ImportanceMap] = {}
-        self.told_of = 0
 
     def look(self, box: Box | None, ttl: int, now: int) -> None:
         """The user points at a box, or (None) no longer does."""
@@ -70,7 +69,6 @@ class Attention:
         dqp = DQP_MOST if source != Source.detector else FOUND_DQP if fields.get("found") else DETECTOR_DQP
         made = ImportanceMap(_grid(fields), float(confidence), now, round(ttl_ms * MS), dqp, source)
         self._maps[source] = smoothed(self._maps.get(source), made) if source >= Source.attention else made
-        self.told_of += 1
 
     def current(self, now: int) -> ImportanceMap | None:
         """The best map that still has any strength; None: uniform."""

@@ -81,7 +81,6 @@ class AudioOut(MediaStreamTrack):
             None  # given each step and `captured`
         )
         self.captured: int | None = None  # when the first sample of the last step was, where sound is live
-        self.flushed = 0  # samples thrown away by flushes
         self.shortened = 0  # samples of live sound taken out to catch up
         self.underruns = 0  # times that speech ran dry inside a frame
         self.played = 0  # samples of written audio sent
@@ -124,7 +123,6 @@ class AudioOut(MediaStreamTrack):
             ramp = np.linspace(1.0, 0.0, len(tail), dtype=np.float32)[:, None]
             if len(tail):
                 kept.appendleft(_Chunk(epoch, (tail * ramp).astype(np.int16)))
-            self.flushed += sum(map(len, void)) - len(tail)
         self._chunks = kept
         self._buffered = sum(len(c.pcm) for c in kept)
         self._word.ended()

@@ -142,7 +142,6 @@ class Broadcast:
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self.stamps_capture = False  # of pictures, see `VideoOut`
-        self.sounds_encoded = 0
         self._rungs: dict[tuple[str, int], SharedRung] = {}
         self._listeners: dict[SharedAudio, None] = {}
         self._newest: VideoFrame | None = None
@@ -176,7 +175,6 @@ class Broadcast:
         self._at = at + SAMPLES
         self._opus = self._opus or OpusEncoder()
         data = self._opus.encode(pcm)
-        self.sounds_encoded += 1
         if data:
             sound = Sound(data, at, -level_dbov(pcm), captured)
             for track in self._listeners:

@@ -87,6 +87,7 @@ class Daemon:
         self._factory = factory
         self.autostart = Autostart(start, self.server.desk, self.clock)
         self.bridges = bridges(self.graphs, self.server.desk)
+        self.server.metrics.links = [bridge.link for bridge in self.bridges]
         self._told_to_stop = asyncio.Event()
         self._reloads: set[asyncio.Task[None]] = set()
 

@@ -258,7 +258,6 @@ class Edge:
         self.clock = clock
         self.events = events or EdgeEvents()
         self.session: EdgeSession | None = None
-        self.connections = 0
 
     async def run(self) -> None:
         """Raises: StageError when the camera cannot be opened or the server refuses for good."""
@@ -296,7 +295,6 @@ class Edge:
                 try:
                     self.session = session
                     await session.open(http)
-                    self.connections += 1
                     began = self.clock.now()
                     self.events.connected(session.session)
                     asking = asyncio.create_task(session.ask(questions), name="edge/ask")

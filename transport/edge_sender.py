@@ -42,7 +42,6 @@ class EdgeOut(VideoOut):
         self.encoder: RoiEncoder | None = None
         self._current = current
         self._gate = FrameGate()
-        self.thinned = 0  # pictures that nobody would have looked at
 
     def make_encoder(self, codec: str, bitrate_bps: int) -> VideoEncoder:
         self.encoder = RoiEncoder(codec, bitrate_bps, self._current, self.fps)
@@ -50,8 +49,7 @@ class EdgeOut(VideoOut):
 
     def show(self, frame: VideoFrame) -> None:
         if not self._gate(frame.pts, self.fps):
-            self.thinned += 1
-            return
+            return  # nobody would have looked at it
         fps = self.fps
         super().show(frame)
         self.fps = fps  # told, not measured
@@ -82,8 +80,6 @@ class EdgeSender:
         self.ring = PictureRing()
         self.on_rate: Callable[[Rate], None] = lambda rate: None
         self.errors = 0
-        self.stills = 0
-        self.still_bytes = 0
         self._reply = reply
         self._size = (0, 0)
         self._first: int | None = None  # pts of the first picture
@@ -184,9 +180,6 @@ class EdgeSender:
         )
         if self.clock.now() - came > fetch.deadline_ms * MS:
             found = NoStill(fetch.id, "its deadline has passed")
-        if isinstance(found, Still):
-            self.stills += 1
-            self.still_bytes += len(found.data)
         self._reply(found.pack())
 
     def _pts(self, capture_ms: int | None) -> int | None:

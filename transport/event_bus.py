@@ -71,7 +71,6 @@ class EventBus:
 
     def __init__(self, wall: Callable[[], int], limit: int = 32) -> None:
         self.limit = limit
-        self.published = 0
         self._wall = wall
         self._readers: set[Subscription] = set()
 
@@ -84,7 +83,6 @@ class EventBus:
         graph: str = "",
         node: str,
     ) -> None:
-        self.published += 1
         event = DaemonEvent(self._wall(), session, graph, node, name, fields or {})
         for reader in self._readers:
             reader.put(event)

@@ -100,16 +100,6 @@ def grid_of(boxes: Iterable[Box], soft: bool = False) -> NDArray[np.uint8]:
     return grid
 
 
-def box_of(grid: NDArray[np.uint8], least: int = 128) -> Box | None:
-    """The box around all cells of at least that importance."""
-    rows, columns = np.nonzero(grid >= least)
-    if not len(rows):
-        return None
-    top, left = int(rows.min()), int(columns.min())
-    height, width = int(rows.max()) + 1 - top, int(columns.max()) + 1 - left
-    return left / GRID_W, top / GRID_H, width / GRID_W, height / GRID_H
-
-
 def smoothed(old: ImportanceMap | None, new: ImportanceMap, weight: float = 0.5) -> ImportanceMap:
     """The new map, its grid averaged with the old one's of the same source: a model's attention flickers."""
     if old is None or old.source != new.source or new.at - old.at > old.ttl + HALF_LIFE:

@@ -1,13 +1,13 @@
 """`/metrics` for Prometheus, worked out when it is scraped: the data path only counts.
 
-Labels are graph and node, not session: their number is bounded by the graph files. What ended sessions
+Labels are graph, node and broker, not session: their number is bounded by the graph files. What ended sessions
 counted is added up, so that counters never fall.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -20,6 +20,7 @@ from ..pipeline.watchdog import LoopWatchdog
 from .desk import Desk
 from .headless import HeadlessSession
 from .live_session import LiveSession
+from .mqtt import MqttLink
 from .viewers import Viewers
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -44,7 +45,7 @@ class Metrics(Collector):
     ) -> None:
         self.opened = 0
         self.refusals: Counter[int] = Counter()  # HTTP answers of 400 and above, by status
-        self.extra: Callable[[], Mapping[str, float]] = dict
+        self.links: Sequence[MqttLink] = ()
         self._desk = desk
         desk.on_opened.append(self._count)
         desk.on_closed.append(self._keep)
@@ -82,8 +83,8 @@ class Metrics(Collector):
         yield from self._nodes(running)
         yield from self._loop()
         yield from self._pool_figures()
-        for name, value in self.extra().items():
-            yield GaugeMetricFamily(f"penstock_{name}", name.replace("_", " "), value=value)
+        if self.links:
+            yield from self._brokers()
 
     def _comings(self) -> Iterator[Metric]:
         """Clients that were lost and came back, and requests that were refused."""
@@ -153,6 +154,23 @@ class Metrics(Collector):
         yield CounterMetricFamily("penstock_loop_blocks", "Times the loop was blocked", value=watchdog.blocks)
         late = "Times the loop was late as it had no processor or not the interpreter"
         yield CounterMetricFamily("penstock_loop_starved", late, value=watchdog.starved)
+
+    def _brokers(self) -> Iterator[Metric]:
+        figures = {name: Counter[str]() for name in ("connected", "waiting", "sent", "lost")}
+        for link in self.links:
+            where = f"{link.broker.host}:{link.broker.port}"
+            for name, counts in figures.items():
+                counts[where] += getattr(link, name)
+        families: tuple[GaugeMetricFamily | CounterMetricFamily, ...] = (
+            GaugeMetricFamily("penstock_mqtt_connected", "Connections to the broker", labels=["broker"]),
+            GaugeMetricFamily("penstock_mqtt_waiting", "Messages that wait for it", labels=["broker"]),
+            CounterMetricFamily("penstock_mqtt_sent", "Messages that it took", labels=["broker"]),
+            CounterMetricFamily("penstock_mqtt_lost", "Messages that found no room", labels=["broker"]),
+        )
+        for family, counts in zip(families, figures.values(), strict=True):
+            for where, value in counts.items():
+                family.add_metric([where], value)
+            yield family
 
     def _pool_figures(self) -> Iterator[Metric]:
         pools = {name: pool.stats() for name, pool in self._pools().items()}

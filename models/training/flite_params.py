@@ -42,8 +42,6 @@ class Phone:
     end: float
     word: int  # index of the word; −1 for a pause
     written: str
-    accented: bool
-    stressed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +84,7 @@ def _phones(lib: C.CDLL, utterance: int) -> tuple[Phone, ...]:
     while segment:
         name = lib.item_feat_string(segment, b"name").decode()
         if name == "pau":
-            phones.append(Phone(name, lib.ffeature_float(segment, b"end"), -1, "", False, False))
+            phones.append(Phone(name, lib.ffeature_float(segment, b"end"), -1, ""))
         else:
             # the address of the word, as a number that differs between equal words
             key = lib.ffeature_string(segment, b"R:SylStructure.parent.parent.R:Word.p.name") + b"/"
@@ -95,10 +93,7 @@ def _phones(lib: C.CDLL, utterance: int) -> tuple[Phone, ...]:
             if key != last:
                 word, last = word + 1, key
             written = lib.ffeature_string(segment, b"R:SylStructure.parent.parent.name").decode()
-            accent = lib.ffeature_string(segment, b"R:SylStructure.parent.accent")
-            stress = lib.ffeature_string(segment, b"R:SylStructure.parent.stress")
-            accented, end = accent not in (b"0", b"NONE"), lib.ffeature_float(segment, b"end")
-            phones.append(Phone(name, end, word, written, accented, stress == b"1"))
+            phones.append(Phone(name, lib.ffeature_float(segment, b"end"), word, written))
         segment = lib.item_next(segment)
     return tuple(phones)
 

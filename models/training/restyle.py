@@ -115,7 +115,7 @@ def batch(rng: np.random.Generator, count: int, size: int, often: NDArray[np.flo
             results.append(result[inner, inner])
         seen.append([scenes.sensor(rng, f[inner, inner], noise) for f in clip.frames])
         drawn.append(results)
-        ids.append([padded(read(w.prompt).ids) for w in (a, b)])
+        ids.append([padded(read(w.prompt)) for w in (a, b)])
         mix.append(share)
         pans.append(clip.pan)
         calm.append(_CALM.get(a.style, 1.0))
@@ -162,7 +162,7 @@ class Singles:
             level = 0.0 if rng.random() < 0.3 else float(rng.uniform(0, 0.04))
             drawn.append(teachers.apply(image, w.style, w.ink, w.modifiers)[inner, inner])
             seen.append(scenes.sensor(rng, image[inner, inner], level))
-            ids.append(padded(read(w.prompt).ids))
+            ids.append(padded(read(w.prompt)))
             mosaic.append(w.style == "pixel")
         source, target = _tensor([[s] for s in seen])[0], _tensor([[d] for d in drawn])[0]
         half = count // 2
