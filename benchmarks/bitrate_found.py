@@ -16,7 +16,7 @@ from penstock.models.toy_world import COLOURS, SIZE
 from penstock.models.vlm_memory import Memory
 from penstock.models.vlm_session import Runner, Say, Take, Talk, VlmSession, draw, importance
 from penstock.pipeline.clock import SECOND
-from penstock.stages.focus import LOCATED, PRINTED, Detectors
+from penstock.stages.focus_detect import LOCATED, PRINTED, Detectors
 from penstock.stages.importance import TTL_MS, grid_of
 from penstock.stages.question_rules import need
 from penstock.transport.attention import Attention

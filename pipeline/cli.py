@@ -229,7 +229,7 @@ def run(
     ] = "",
 ) -> None:
     """Run a graph on files, as fast as the machine allows: the live ends become --in and --out."""
-    from .headless import run_files
+    from .file_run import run_files
 
     if sources and len(sources) > 1:
         raise typer.BadParameter(f"one is taken, not {len(sources)}", param_hint="--in")

@@ -16,7 +16,7 @@ CATALOG = {
     "diffusion.stream": "diffusion:DiffusionStream",
     "video.restyle": "restyle:Restyle",
     "video.look": "look:Look",
-    "focus.detect": "focus:FocusDetect",
+    "focus.detect": "focus_detect:FocusDetect",
     "vlm.stream": "vlm:VlmStream",
     "vlm.toy": "vlm_toy:VlmToy",
     "synthetic.world": "world:SyntheticWorld",

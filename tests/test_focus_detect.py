@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 from penstock.pipeline.frame import VideoFrame
-from penstock.stages.focus import Detectors, FocusDetect
+from penstock.stages.focus_detect import Detectors, FocusDetect
 from penstock.stages.importance import COLUMNS, ROWS
 from penstock.stages.question_rules import need
 

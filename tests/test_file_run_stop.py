@@ -10,7 +10,7 @@ import graphs
 import pytest
 from graphs import AudioSource, compile_test
 from penstock.pipeline.cli import app
-from penstock.pipeline.headless import run_files
+from penstock.pipeline.file_run import run_files
 from rich.console import Console
 from typer.testing import CliRunner
 
