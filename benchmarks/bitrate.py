@@ -6,7 +6,7 @@
 
 b90: kb/s at which 90 % of a small display can still be read (`bitrate_methods.py`), geometric means over scenes and
 seeds; ratios are uniform at 10 pictures a second ÷ the way named, on the same scenes. `oracle` regions are the display's
-true place; `tap` and `rules` are found by the system itself.
+true place; `tap` and `rules` are found by the system itself; with `rules_blind` the detectors cannot find what is asked about.
 signs: the same on scenes that the embedded toy VLM can watch (`bitrate_signs.py`): three things with print, one is asked about;
 `attention` is what `vlm.toy` tells of where it looked for its answer, `decoder` the bare attention of its decoder's layers.
 allocator: twelve sessions share an uplink, in simulation (`bitrate_allocator.py`).
@@ -50,8 +50,9 @@ WAYS: dict[str, tuple[str, Way, float]] = {  # codec, way, first guess in kb/s
     "held": ("H264", Way(10, oracle(), held=True), 140),
     "tap": ("H264", Way(10, tap()), 130),
     "tap_2fps": ("H264", Way(2, tap()), 60),
-    "rules": ("H264", Way(10, rules()), 220),
-    "rules_2fps": ("H264", Way(2, rules()), 100),
+    "rules": ("H264", Way(10, rules()), 135),
+    "rules_2fps": ("H264", Way(2, rules()), 50),
+    "rules_blind": ("H264", Way(10, rules(blind=True)), 280),
     "vp8_uniform": ("VP8", Way(), 310),
     "vp8_roi": ("VP8", Way(10, oracle()), 190),
     "vp8_roi_2fps": ("VP8", Way(2, oracle()), 90),
@@ -65,8 +66,9 @@ SIGNS: dict[str, tuple[str, Way, float]] = {  # the same, on the scenes that the
     "decoder": ("H264", Way(10, toy(decoder=True)), 300),
     "tap": ("H264", Way(10, tap()), 90),
     "tap_2fps": ("H264", Way(2, tap()), 40),
-    "rules": ("H264", Way(10, rules()), 250),
-    "rules_2fps": ("H264", Way(2, rules()), 130),
+    "rules": ("H264", Way(10, rules()), 130),
+    "rules_2fps": ("H264", Way(2, rules()), 60),
+    "rules_blind": ("H264", Way(10, rules(blind=True)), 250),
 }
 RATIOS = {  # name: (uniform, way)
     "roi_ratio": ("uniform", "roi"),
@@ -85,6 +87,7 @@ RATIOS = {  # name: (uniform, way)
     "attention_roi_ratio": ("uniform", "attention"),
     "attention_total_ratio": ("uniform", "attention_2fps"),
     "decoder_roi_ratio": ("uniform", "decoder"),
+    "rules_blind_ratio": ("uniform", "rules_blind"),
     "vp8_roi_ratio": ("vp8_uniform", "vp8_roi"),
     "vp8_total_ratio": ("vp8_uniform", "vp8_roi_2fps"),
 }

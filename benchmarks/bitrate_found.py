@@ -9,23 +9,23 @@ import cv2
 import numpy as np
 import torch
 from bitrate_methods import BASE_FPS, Finder, Seen
-from bitrate_scene import Shot
+from bitrate_scene import Image, Shot
 from penstock.models.toy_model import WINDOW, ToyModel
 from penstock.models.toy_reading import read
 from penstock.models.toy_world import COLOURS, SIZE
 from penstock.models.vlm_memory import Memory
 from penstock.models.vlm_session import Runner, Say, Take, Talk, VlmSession, draw, importance
 from penstock.pipeline.clock import SECOND
-from penstock.stages.focus_detect import LOCATED, PRINTED, Detectors
+from penstock.stages.focus_detect import Detectors
 from penstock.stages.importance import TTL_MS, grid_of
 from penstock.stages.question_rules import need
 from penstock.transport.attention import Attention
 from penstock.transport.importance import ImportanceMap
 
 
-def rules(every_s: float = 1.0) -> Finder:
+def rules(every_s: float = 1.0, blind: bool = False) -> Finder:
     """The question's words ask for something to read; the detectors of `focus.detect` look for it once a second, and
-    the map is in force from the next picture on."""
+    the map is in force from the next picture on. blind: what is asked about they cannot find, only what else there is."""
     state: dict[str, Any] = {}
 
     def find(shots: Sequence[Shot], index: int, seen: Seen | None) -> ImportanceMap | None:
@@ -40,14 +40,20 @@ def rules(every_s: float = 1.0) -> Finder:
             and index / BASE_FPS - state["last"] >= every_s
         ):
             state["last"] = index / BASE_FPS
-            fields: dict[str, Any] = {"ttl_ms": TTL_MS, "source": "detector"}
-            if (codes := detectors.codes(seen.gray)) is not None:
-                attention.told(fields | {"grid": grid_of(codes), "confidence": LOCATED, "found": True}, now)
-            elif (cells := detectors.print_(seen.gray)) is not None:
-                attention.told(fields | {"grid": grid_of(cells), "confidence": PRINTED}, now)
+            gray = _without(seen.gray, shots[index]) if blind else seen.gray
+            if (found := detectors.text(gray, now)) is not None:
+                attention.told(found, now)
         return attention.current(now)
 
     return find
+
+
+def _without(gray: Image, shot: Shot) -> Image:
+    """(H, W), what is asked about blurred until nothing is left of its print."""
+    place = slice(max(0, shot.y), shot.y + shot.height), slice(max(0, shot.x), shot.x + shot.width)
+    gray = gray.copy()
+    gray[place] = cv2.GaussianBlur(gray[place], (0, 0), 12)
+    return gray
 
 
 def toy(decoder: bool = False, every_s: float = 1.0) -> Finder:

@@ -18,13 +18,11 @@ from ..pipeline.frame import Frame, Gap, TokenFrame, VideoFrame
 from ..pipeline.stage import In, Outputs, Ports, Stage
 from ..pipeline.units import Duration
 from .importance import COLUMNS, ROWS, TTL_MS, grid_of
+from .print_finder import PrintMemory, find_print
 from .question_rules import Need, need
 
 Gray = NDArray[np.uint8]
-LOCATED, PRINTED, MOVING = 0.6, 0.45, 0.45  # confidence
-SMALL = (320, 240)
-LETTER_SIDES = (4, 30, 40)  # pixels of the small picture: least height, most height, most width
-LETTERS = 3  # in a cell and around it, before it counts as print
+LOCATED, MOVING = 0.6, 0.45  # confidence
 MOVED = 14  # levels that camera noise does not reach on a shrunk picture
 
 
@@ -36,11 +34,11 @@ def gray_of(frame: VideoFrame) -> Gray:
 
 
 class Detectors:
-    """Stateless but for the last picture, which motion is measured against."""
+    """Remembers the last picture, which motion is measured against, and what was print."""
 
     def __init__(self) -> None:
         self._codes: Any = cv2.QRCodeDetector()
-        self._letters: Any = cv2.MSER_create(5, 12, 400)  # type: ignore[attr-defined]
+        self._print = PrintMemory()
         self._last: NDArray[np.float32] | None = None
 
     def codes(self, gray: Gray) -> NDArray[np.float32] | None:
@@ -56,22 +54,15 @@ class Detectors:
             cells[max(0, top) : max(0, bottom), max(0, left) : max(0, right)] = 1
         return cells
 
-    def print_(self, gray: Gray) -> NDArray[np.float32] | None:
-        """(ROWS, COLUMNS): how many letter-like blobs there are; None when it looks like no print at all.
-
-        Letters are maximally stable regions of like height, several together (Matas et al. 2002).
-        """
-        small = cv2.resize(gray, SMALL, interpolation=cv2.INTER_AREA)
-        least, most, widest = LETTER_SIDES
-        counts = np.zeros((ROWS, COLUMNS), np.float32)
-        for x, y, w, h in self._letters.detectRegions(small)[1]:
-            if least < h < most and w < widest:
-                counts[int((y + h / 2) * ROWS / SMALL[1]), int((x + w / 2) * COLUMNS / SMALL[0])] += 1
-        together = np.asarray(
-            cv2.blur(counts, (3, 3), borderType=cv2.BORDER_CONSTANT), np.float32
-        ) * np.float32(9)
-        together[together < LETTERS] = 0
-        return together if together.any() else None
+    def text(self, gray: Gray, now: int) -> dict[str, Any] | None:
+        """The fields of an `importance` event: surfaces that are printed on, or else a code; None when there is neither."""
+        fields: dict[str, Any] = {"ttl_ms": TTL_MS, "source": "detector"}
+        if (found := self._print.look(find_print(gray), now)) is not None:
+            boxes, confidence = found
+            return fields | {"boxes": boxes, "confidence": confidence, "found": confidence >= LOCATED}
+        if (codes := self.codes(gray)) is not None:
+            return fields | {"grid": grid_of(codes), "confidence": LOCATED, "found": True}
+        return None
 
     def motion(self, gray: Gray) -> NDArray[np.float32] | None:
         """(ROWS, COLUMNS): change that the motion of the camera does not explain; None when there is none."""
@@ -127,11 +118,9 @@ class FocusDetect(Stage):
     def _find(self, frame: VideoFrame, what: Need) -> dict[str, Any] | None:
         """Some 10 ms. Returns the fields of an `importance` event."""
         gray = gray_of(frame)
-        fields: dict[str, Any] = {"ttl_ms": TTL_MS, "source": "detector"}
-        if what == "motion":
-            moved = self._detectors.motion(gray)
-            return None if moved is None else fields | {"grid": grid_of(moved), "confidence": MOVING}
-        if (codes := self._detectors.codes(gray)) is not None:
-            return fields | {"grid": grid_of(codes), "confidence": LOCATED, "found": True}
-        cells = self._detectors.print_(gray)
-        return None if cells is None else fields | {"grid": grid_of(cells), "confidence": PRINTED}
+        if what == "text":
+            return self._detectors.text(gray, frame.pts)
+        moved = self._detectors.motion(gray)
+        if moved is None:
+            return None
+        return {"ttl_ms": TTL_MS, "source": "detector", "grid": grid_of(moved), "confidence": MOVING}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
+from penstock.pipeline.clock import SECOND
 from penstock.pipeline.frame import VideoFrame
 from penstock.stages.focus_detect import Detectors, FocusDetect
 from penstock.stages.importance import COLUMNS, ROWS
@@ -51,16 +52,20 @@ def test_a_code_is_found_where_it_is() -> None:
     assert Detectors().codes(desk()) is None
 
 
-def test_small_print_is_found_where_it_is() -> None:
-    gray = desk()
+def test_print_is_found_before_codes_and_trusted_more_with_each_look() -> None:
+    gray = with_code()
     for row in range(3):
         cv2.putText(gray, "SERIAL 4711-0815", (380, 360 + 30 * row), cv2.FONT_HERSHEY_SIMPLEX, 0.7, 20, 2)
-    cells = Detectors().print_(gray)
-    assert cells is not None
-    y, x = np.unravel_index(int(cells.argmax()), cells.shape)
-    assert 6 <= y < ROWS
-    assert 9 <= x < COLUMNS
-    assert Detectors().print_(desk()) is None
+    detectors = Detectors()
+    found = [detectors.text(gray, k * SECOND) for k in range(3)]
+    assert [f and (f["confidence"], f["found"]) for f in found] == [(0.6, True), (0.8, True), (0.8, True)]
+    assert found[0] is not None
+    x, y, w, h = found[0]["boxes"][0]
+    assert x * 640 <= 385
+    assert (x + w) * 640 >= 550
+    assert y * 480 <= 350
+    assert (y + h) * 480 >= 415
+    assert Detectors().text(desk(), 0) is None
 
 
 def test_motion_is_found_though_the_camera_pans() -> None:

@@ -37,7 +37,7 @@ NAMES = {  # of an event's `source`
     "reporter": Source.detector,
 }
 DETECTOR_DQP = 6  # blind detectors are wrong too often for more (docs/bitrate.md)
-FOUND_DQP = 12  # … but for one that has read what it found
+FOUND_DQP = DQP_MOST  # … but for one that knows what it found: there its confidence decides
 MAX_BOXES = 32
 
 
