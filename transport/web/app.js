@@ -2,7 +2,7 @@
 
 import { Comeback } from "./comeback.js";
 import { Figures } from "./figures.js";
-import { Gaze } from "./gaze.js";
+import { Gaze, HINTS } from "./gaze.js";
 import { Graphs } from "./graphs.js";
 import { Loudness, Media } from "./media.js";
 import { Orb } from "./orb.js";
@@ -33,7 +33,7 @@ const params = new Params((node, values) => link?.send("params", { node, values 
 const figures = new Figures();
 const graphs = new Graphs();
 const comeback = new Comeback();
-const gaze = new Gaze({ overlay: $("gaze"), picture: $("remote"), words: $("gaze-words") });
+const gaze = new Gaze({ overlay: $("gaze"), picture: $("remote"), words: $("gaze-words"), figures: $("gaze-figures") });
 const mine = new Loudness();
 const theirs = new Loudness();
 const orb = new Orb($("orb"));
@@ -337,7 +337,9 @@ $("leave").onclick = leave;
 $("mic").onclick = () => toggle("audio");
 $("cam").onclick = () => toggle("video");
 $("sound").onclick = () => toggle("sound");
-$("gaze-way").onchange = ({ target }) => { gaze.way = target.value; };
+const showWay = () => { gaze.way = $("gaze-way").value; $("gaze-hint").textContent = HINTS[gaze.way]; };
+$("gaze-way").onchange = showWay;
+showWay(); // a browser may have kept the choice over a reload
 $("interrupt").onclick = interrupt;
 $("chat").onsubmit = (event) => { event.preventDefault(); say($("chat-line").value.trim()); $("chat-line").value = ""; };
 document.addEventListener("click", () => { const { paused, srcObject } = $("voice"); if (paused && srcObject) $("voice").play().catch(() => {}); });

@@ -22,6 +22,13 @@ const WHY = {
   deadline: "the largest picture has to come in time", limit: "its limit", least: "its least",
 };
 
+/** What each way of sending is for, in a user's words. */
+export const HINTS = {
+  whole: "Best on a good connection.",
+  crop: "For a slow connection: the part you tap, or that is asked about, stays sharp; the rest is small and renewed once a second.",
+  held: "For a slow connection: the part you tap, or that is asked about, moves; the rest is blurred and renewed every 2 seconds.",
+};
+
 const now = () => Math.floor(performance.now());
 const share = (value) => Math.round(Math.min(1, Math.max(0, value)) * 65535);
 
@@ -40,14 +47,17 @@ export class Gaze {
   #timers = [];
   #overlay;
   #words;
+  #figures;
   #from = null;
   #drawn = null;
 
-  /** overlay: a canvas over the picture; picture: the element it lies on; words: says what is going on. */
-  constructor({ overlay, picture, words }) {
+  /** overlay: a canvas over the picture; picture: the element it lies on; words: says what is going on; figures: says
+   * it in numbers, in a part of the page that is hidden while there are none. */
+  constructor({ overlay, picture, words, figures }) {
     this.#overlay = overlay;
     this.picture = picture;
     this.#words = words;
+    this.#figures = figures;
     this.way = "whole"; // or "crop", "held"
     this.worker = true; // false: never cut frames in a worker
     this.stills = 0;
@@ -301,21 +311,28 @@ export class Gaze {
       const { x, y, w, h } = this.#drawn;
       pen.strokeRect(place.x + x * place.w, place.y + y * place.h, w * place.w, h * place.h);
     }
-    const rate = this.#rate ? ` It looks at ${this.#rate.fps >= 10 ? Math.round(this.#rate.fps) : this.#rate.fps} pictures a second.` : "";
     this.#words.textContent = steps
-      ? `The bits go where it is tinted: ${NAMES[this.#map.source]}.${this.#what()}${rate}`
-      : `Tap the picture, or draw a box, to say what matters.${rate}`;
+      ? `Sharpest where it is tinted: ${NAMES[this.#map.source]}.${this.#what()}`
+      : "Tap the picture, or draw a box on it, to say what matters.";
+    const figures = this.#numbers();
+    this.#figures.textContent = figures;
+    this.#figures.parentElement.hidden = !figures;
+  }
+
+  #numbers() {
+    const { fps } = this.#rate ?? {};
+    const looks = fps ? `The server looks at ${fps >= 10 ? Math.round(fps) : fps} pictures a second. ` : "";
+    const granted = this.#granted.map(({ track, kbps, expected, why }) =>
+      `${track} ${Math.round(kbps)} kb/s, ${Math.round(expected * 100)} % right expected, ${WHY[why] ?? why}`);
+    return looks + (granted.length ? `Granted: ${granted.join("; ")}.` : "");
   }
 
   /** The words for it; `data-way` says the same for who reads the page by program. */
   #what() {
     this.#words.dataset.way = this.cropping ? `crop by ${this.#sent.way}` : this.#sent ? "held" : "whole";
     const { crop_kbps: crop = 0, video_kbps: rest = 0 } = this.#flow ?? {};
-    const granted = this.#granted.map(({ track, kbps: given, expected, why }) =>
-      `${track} ${Math.round(given)} kb/s, ${Math.round(expected * 100)} % right expected, ${WHY[why] ?? why}`);
-    const told = granted.length ? ` Granted: ${granted.join("; ")}.` : "";
-    if (this.cropping) return ` Inside the frame ${crop} kb/s, all around it once a second ${rest} kb/s.${told}`;
-    return `${this.#sent ? " The rest is held still." : ""}${rest ? ` ${rest} kb/s leave.` : ""}${told}`;
+    if (this.cropping) return ` Inside the frame ${crop} kb/s, all around it ${rest} kb/s.`;
+    return `${this.#sent ? " The rest is frozen." : ""}${rest ? ` ${rest} kb/s are sent.` : ""}`;
   }
 }
 
