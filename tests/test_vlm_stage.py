@@ -2,84 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import subprocess
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import Collected, FakeContext
-from numpy.typing import NDArray
-from penstock.models.scene_reporter import SceneReporter
-from penstock.pipeline.clock import SECOND, ManualClock
-from penstock.pipeline.frame import EventFrame, TokenFrame, VideoFrame
+from penstock.pipeline.clock import SECOND
+from penstock.pipeline.frame import EventFrame
 from penstock.pipeline.library import find
-from penstock.pipeline.pixels import i420_from_rgb
-from penstock.pipeline.stage import StageError
-from penstock.stages.vlm import VlmOptions, VlmStream
-
-Picture = NDArray[np.uint8]
-EVERY = SECOND // 4
-
-
-def plain(*rgb: int, height: int = 240, width: int = 320) -> Picture:
-    return np.full((height, width, 3), rgb, np.uint8)
-
-
-def ball(x: int, y: int, level: int = 90) -> Picture:
-    image = plain(level, level, level)
-    image[max(0, y - 20) : y + 20, max(0, x - 20) : x + 20] = 240
-    return image
-
-
-def noisy(images: Iterable[Picture], sigma: float = 4) -> list[Picture]:
-    rng = np.random.default_rng(0)
-    return [np.clip(i + rng.normal(0, sigma, i.shape), 0, 255).astype(np.uint8) for i in images]
-
-
-class Camera:
-    """A stage, a clock, and what it has said."""
-
-    def __init__(self, **options: object) -> None:
-        self.clock = ManualClock()
-        self.stage = VlmStream(VlmOptions.model_validate(options))
-        self.stage.ctx = FakeContext(self.clock)
-        self.out = Collected(epoch=3)
-        asyncio.run(self.stage.setup())
-
-    def show(self, *images: Picture, i420: bool = False) -> None:
-        for image in images:
-            self.clock.time += EVERY
-            picture = i420_from_rgb(image) if i420 else image
-            frame = VideoFrame(pts=self.clock.time, image=picture, format="i420" if i420 else "rgb24")
-            self.stage.process("video", frame, self.out)
-
-    def ask(self, text: str) -> str:
-        self.stage.process("ask", TokenFrame(pts=self.clock.time, text=text), self.out)
-        answer = self.out.of("answer")[-1]
-        assert answer.end
-        assert answer.epoch == 3
-        return answer.text
-
-    @property
-    def said(self) -> list[str]:
-        return [a.text for a in self.out.of("answer")]
-
-    def events(self) -> list[str]:
-        own = ("answered", "spoke_up")
-        events: list[EventFrame] = self.out.of("event")
-        return [e.name for e in events if e.name not in own]
-
-
-def still(n: int = 12) -> list[Picture]:
-    return noisy([ball(160, 120)] * n)
-
-
-def walk(x0: int, x1: int, y: int = 120) -> list[Picture]:
-    return noisy([ball(x, y) for x in np.linspace(x0, x1, 8).astype(int)])
+from penstock.stages.vlm import VlmStream
+from scene_camera import Camera, Picture, ball, noisy, plain, still, walk
 
 
 @pytest.mark.parametrize(
@@ -214,97 +148,6 @@ def test_two_things_far_apart_are_not_said_to_be_in_the_middle() -> None:
         images.append(image)
     camera.show(*noisy(images))
     assert camera.ask("where is the motion?") == "Something moves or changes."
-
-
-@pytest.mark.parametrize(
-    ("wish", "pictures", "says"),
-    [
-        ("when something moves on the left", walk(30, 100), "something moves or changes on the left"),
-        ("when it gets dark", noisy([plain(10, 10, 10)] * 6), "it gets dark"),
-        ("if the camera freezes", [ball(160, 120)] * 12, "the picture freezes"),
-        ("when the picture goes black", [plain(0, 0, 0)] * 2, "the picture goes black"),
-        ("when nothing moves for 3 seconds", walk(30, 100) + still(20), "nothing moves for 3 seconds"),
-    ],
-)  # fmt: skip
-def test_standing_questions_are_answered_once_and_only_when_true(
-    wish: str, pictures: list[Picture], says: str
-) -> None:
-    camera = Camera()
-    camera.show(*still(4))
-    assert camera.ask(f"Tell me {wish}.") == f"I will tell you when {says}."
-    before = len(camera.said)
-    camera.show(*still(4))
-    assert len(camera.said) == before
-    camera.show(*pictures, *pictures)
-    assert camera.said[before:] == [f"You asked me to tell you: {says}."]
-
-
-def test_standing_questions_of_the_graph_file_are_asked_again_and_again_or_refused_at_the_start() -> None:
-    camera = Camera(tell=("something moves on the left",))
-    camera.show(*still(4))
-    for _ in range(2):
-        camera.show(*walk(30, 100), *still(50))
-    assert camera.said == ["You asked me to tell you: something moves or changes on the left."] * 2
-    for wish in ("the postman comes", "so what"):
-        with pytest.raises(StageError, match=f"tell: '{wish}': I cannot watch for that"):
-            Camera(tell=(wish,))
-
-
-@pytest.mark.parametrize(
-    ("wish", "told"),
-    [
-        ("it gets dark again", "it gets dark"),
-        ("something moves again", "something moves or changes"),
-        ("you can see again", "the picture comes back"),
-        ("the picture comes back", "the picture comes back"),
-        ("it is not black again", "the picture comes back"),
-        ("it is not dark", "it is no longer dark"),
-        ("it is not moving", "nothing moves for 5 seconds"),
-        ("nothing happens for 9 seconds", "nothing moves for 9 seconds"),
-        ("it stops moving", "nothing moves for 5 seconds"),
-        ("its size changes", "the size changes"),
-    ],
-)
-def test_a_wish_is_taken_as_it_is_meant(wish: str, told: str) -> None:
-    assert Camera().ask(f"tell me when {wish}") == f"I will tell you when {told}."
-
-
-def test_motion_elsewhere_is_not_motion_on_the_left() -> None:
-    camera = Camera()
-    camera.show(*still(4))
-    camera.ask("tell me whenever something moves on the left")
-    camera.show(*walk(230, 300))
-    assert len(camera.said) == 1
-    camera.show(*still(50), *walk(30, 100))
-    assert camera.said[1:] == ["You asked me to tell you: something moves or changes on the left."]
-
-
-def test_a_wish_it_cannot_grant_is_refused_and_watching_can_be_stopped() -> None:
-    camera = Camera()
-    assert "I know nothing of 'postman'" in camera.ask("tell me when the postman comes")
-    camera.ask("tell me when something moves")
-    assert camera.ask("stop telling me that") == "I have stopped watching for that."
-    camera.show(*walk(30, 100))
-    assert len(camera.said) == 3
-
-
-def test_a_thousand_questions_in_a_row_are_all_answered_and_cost_no_memory() -> None:
-    reporter = SceneReporter()
-    camera = Camera()
-    camera.show(*still(4))
-    questions = [
-        "what do you see",
-        "tell me when something moves",
-        "is it dark",
-        "tell me when it gets dark",
-        "who?",
-    ]
-    for i in range(1_000):
-        assert camera.ask(questions[i % len(questions)])
-        assert reporter.ask(f"tell me whenever nothing moves for {i} seconds", 0).text
-    assert len(camera.out.of("answer")) == 1_000
-    assert len(camera.stage._reporter.standing.rules) == 2  # pyright: ignore[reportPrivateUsage]
-    assert len(reporter.standing.rules) <= 8
 
 
 @pytest.mark.parametrize("seed", range(2))
