@@ -224,7 +224,8 @@ def look_alike(model: TinyRestyle, full: bool) -> dict[str, Any]:
         mean = round(float(np.mean(list(table.values()))), 1)
         head = {"steps": steps, "side": SIDE, "photographs": list(scenes.HELD_OUT)}
         line(figure="psnr_to_teacher_db", **head, **table, mean=mean)
-        summary.setdefault("psnr_to_teacher_mean_db", mean)
+        if steps == 1:
+            summary |= {"psnr_to_teacher_db": table, "psnr_to_teacher_mean_db": mean}
     note("flicker")
     for name, pan in (("static", 0), ("panning", 2)):
         ratios: dict[float, list[float]] = {STEADY: [], 0.0: []}
