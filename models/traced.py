@@ -3,8 +3,11 @@
 Run one by one from Python, each of some 150 operators asks for the interpreter's lock again, and beside a busy event loop
 each asks in vain for up to 5 ms: a forward of 22 ms took 75 in the server. Traced it also runs a fifth faster.
 
-PyTorch calls tracing deprecated in favour of `torch.compile`, which needs a C++ compiler on the user's machine and compiles
-for minutes. Where it is gone, the network runs as it is.
+PyTorch calls tracing deprecated, in favour of `torch.compile` and `torch.export`. Neither stands in for it yet, as of 2.13:
+the first, and AOTInductor with the second, want a C++ compiler on the user's machine and compile for minutes; an exported
+program without it is called operator by operator from Python, as slow as the network itself (benchmarks/LOG.md); and the
+interpreter for exported programs that torch brings along (nativert) cannot be made from Python. Once it can, it belongs here.
+Where tracing is gone, the network runs as it is.
 """
 
 from __future__ import annotations
@@ -24,5 +27,7 @@ def traced(net: nn.Module, example: tuple[Tensor, ...]) -> Callable[..., Tensor]
     if not hasattr(jit, "trace"):
         return net
     with warnings.catch_warnings():
+        # of its end, see above, and of sizes that become constants: what is traced has one size, or the path is the same at
+        # all; tests hold each to its network
         warnings.simplefilter("ignore")
         return jit.trace(net, example, check_trace=False)
