@@ -27,6 +27,11 @@ class Codec(StrEnum):
     vp8 = "vp8"
 
 
+class Send(StrEnum):
+    regions = "regions"
+    crop = "crop"
+
+
 def edge(
     to: Annotated[str, typer.Option(help="the server's URL", envvar="PENSTOCK_TO")],
     camera: Annotated[
@@ -41,6 +46,14 @@ def edge(
         ),
     ] = "",
     codec: Annotated[Codec, typer.Option(help="h264 gives the regions more")] = Codec.h264,
+    send: Annotated[
+        Send,
+        typer.Option(
+            help="regions: the whole picture, finer where it matters; crop: only what matters, and all else small "
+            "and once a second, for half the bits",
+            envvar="PENSTOCK_SEND",
+        ),
+    ] = Send.regions,
     video: Annotated[
         str, typer.Option(help="size and most pictures a second; the far end may want fewer")
     ] = "640x480@30",
@@ -71,6 +84,7 @@ def edge(
         most_bps=most_bps,
         once=once,
         ask=tuple(ask or ()),
+        send=send.value,
     )
     events = client.EdgeEvents(connected=_connected, lost=_lost, message=_message)
     asyncio.run(_until_stopped(client.Edge(options, MonotonicClock(), events)))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from client import serving, until
+from harness.fine import fine_camera, likeness
 from penstock.pipeline import registry, service
 from penstock.pipeline.clock import MS, MonotonicClock
 from penstock.pipeline.compiler import load
@@ -16,6 +17,7 @@ from penstock.pipeline.stage import In, Outputs, Ports, Stage, StageError
 from penstock.pipeline.units import VideoFormat
 from penstock.transport.edge import Edge, EdgeEvents, EdgeOptions
 from penstock.transport.importance import GRID_W
+from penstock.transport.peer import Peer
 from test_peer import go_silent
 
 pytestmark = pytest.mark.net
@@ -36,6 +38,7 @@ class Eye(Stage):
     seen: list[VideoFrame]
     stills: list[VideoFrame]
     current: Eye | None = None
+    tells = True
 
     async def setup(self) -> None:
         Eye.current = self
@@ -47,7 +50,10 @@ class Eye(Stage):
             self.stills.append(frame)
             return
         self.seen.append(frame)
-        self.ctx.emit("importance", boxes=[[0, 0, 0.5, 0.5]], confidence=0.9, ttl_ms=5000, source="boxes")
+        confidence, ttl_ms = (0.9, 5000) if self.tells else (0.0, 0)
+        self.ctx.emit(
+            "importance", boxes=[[0, 0, 0.5, 0.5]], confidence=confidence, ttl_ms=ttl_ms, source="boxes"
+        )
         if len(self.seen) == 5:
             self.ctx.emit("fetch", box=[0, 0, 0.25, 0.25], pts=self.seen[-1].pts)
 
@@ -92,6 +98,80 @@ def test_bits_follow_the_far_ends_gaze(gaze: dict[str, Any], codec: str) -> None
                 focus = live.stats()["transport"]["focus"]
                 assert (focus["source"], focus["dqp"], focus["stills"]) == ("boxes", 24.0, 1)
                 assert focus["sender"] == {"h264": "x264", "vp8": "vp8"}[codec]
+            finally:
+                running.cancel()
+                await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("codec", ["h264", "vp8"])
+def test_a_crop_and_its_context_come_together_again(gaze: dict[str, Any], codec: str, tmp_path: Path) -> None:
+    true = fine_camera(tmp_path / "camera.y4m")
+
+    async def main() -> None:
+        async with serving(gaze) as server:
+            camera = str(tmp_path / "camera.y4m")
+            edge = Edge(options(server.url, codec=codec, send="crop", camera=camera), MonotonicClock())
+            running = asyncio.create_task(edge.run())
+
+            def together() -> bool:
+                frame = Eye.current.seen[-1] if Eye.current and Eye.current.seen else None
+                if frame is None or frame.sharp is None:
+                    return False
+                inside, outside = (likeness(frame, true, box) for box in (frame.sharp, (0.6, 0.6, 0.4, 0.4)))
+                return inside > 0.9 and outside < inside - 0.05  # in its place, to the pixel; half as wide
+
+            try:
+                await until(together, 20)
+                eye, session = Eye.current, edge.session
+                assert eye is not None
+                assert session is not None
+                assert eye.seen[0].sharp is None  # before the first map: the whole picture
+                x, y, w, h = eye.seen[-1].sharp or (1, 1, 0, 0)
+                assert (x, y) == (0, 0)
+                assert w >= 0.5
+                assert h >= 0.5
+                sender = session.sender
+                await until(lambda: sender.rate is not None and sender.rate.context_fps == 1)  # it was told
+                assert (sender.out.fps, sender.crop_out.fps) == (1, 5)
+                (live,) = server.sessions.live.values()
+                assert live.stats()["transport"]["focus"]["cropping"]
+                assert live.peer is not None
+                misplaced = [track.counts["misplaced"] for track in live.peer.tracks.values()]
+                assert misplaced == [0, 0]
+                shown = len(eye.seen)
+                eye.tells = False  # … and when nothing matters any more, whole pictures again
+                await until(lambda: sender.cells is None, 20)
+                await until(lambda: len(eye.seen) > shown + 5 and eye.seen[-1].sharp is None)
+            finally:
+                running.cancel()
+                await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(main())
+
+
+def test_a_server_that_declines_the_crop_gets_regions(
+    gaze: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose = Peer._choose  # pyright: ignore[reportPrivateUsage]
+
+    def as_before(peer: Peer, transceiver: Any) -> None:
+        peer._receive = peer._receive - {"crop"}  # pyright: ignore[reportPrivateUsage]
+        choose(peer, transceiver)
+
+    monkeypatch.setattr(Peer, "_choose", as_before)
+
+    async def main() -> None:
+        async with serving(gaze) as server:
+            edge = Edge(options(server.url, send="crop"), MonotonicClock())
+            running = asyncio.create_task(edge.run())
+            try:
+                await until(lambda: bool(Eye.current and len(Eye.current.seen) > 5), 20)
+                assert edge.session is not None
+                sender = edge.session.sender
+                await until(lambda: sender.out.encoder is not None and sender.out.encoder.dqp == 24)
+                assert (sender.crops, sender.cells) == (False, None)
             finally:
                 running.cancel()
                 await asyncio.gather(running, return_exceptions=True)

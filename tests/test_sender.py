@@ -82,6 +82,27 @@ class Wire:
         self.sent.append(data)
 
 
+def test_all_tracks_of_a_connection_hear_that_it_was_overrun():
+    class Track:
+        told = 0
+
+        def shed(self) -> None:
+            self.told += 1
+
+    async def main() -> None:
+        uplink = Uplink(Wire())
+        crop, context, gone = Track(), Track(), Track()
+        for track in (crop, context, gone, crop):
+            uplink.when_shed(track.shed)
+        del gone
+        uplink.bandwidth.fell_ms += 1.0
+        uplink.grant(0)  # it looks
+        assert (crop.told, context.told) == (1, 1)
+        uplink.close()
+
+    asyncio.run(main())
+
+
 def test_uplink_numbers_all_packets_and_reads_feedback():
     async def main() -> None:
         wire = Wire()

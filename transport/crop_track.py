@@ -9,6 +9,7 @@ on the way; header extensions, which would do it too, browsers do not let a page
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -28,6 +29,7 @@ Image = NDArray[np.uint8]
 Cells = tuple[int, int, int, int]
 """(left, top, width, height) in cells of the importance grid."""
 
+BLACK, WHITE = 16, 235  # luma
 STRIP, BLOCK = 16, 8  # rows below the picture; side of a block, px
 COLUMNS, BITS = 16, 32
 CROP, CONTEXT = 0xB6, 0x49  # the first byte: they differ in every bit
@@ -118,17 +120,28 @@ def pixels_of(cells: Cells, width: int, height: int) -> tuple[int, int, int, int
     )
 
 
+def strip_of(width: int, cells: Cells | None) -> NDArray[np.bool_]:
+    """(STRIP, width): where the stamp is white. width ≥ 128."""
+    bits = np.array([stamp_bits(cells) >> (BITS - 1 - n) & 1 for n in range(BITS)], bool)
+    blocks = np.kron(bits.reshape(-1, COLUMNS), np.ones((BLOCK, BLOCK), bool))
+    return np.pad(blocks, ((0, 0), (0, width - COLUMNS * BLOCK)))
+
+
 def stamped(image: Image, cells: Cells | None) -> Image:
     """(H, W, 3) rgb24 with its stamp below. W ≥ 128."""
-    height, width, _ = image.shape
-    out = np.zeros((height + STRIP, width, 3), np.uint8)
-    out[:height] = image
-    bits = stamp_bits(cells)
-    for n in range(BITS):
-        if bits >> (BITS - 1 - n) & 1:
-            top, left = height + n // COLUMNS * BLOCK, n % COLUMNS * BLOCK
-            out[top : top + BLOCK, left : left + BLOCK] = 255
-    return out
+    strip = np.where(strip_of(image.shape[1], cells), 255, 0).astype(np.uint8)
+    return np.concatenate([image, np.repeat(strip[..., None], 3, axis=2)])
+
+
+def stamped_i420(planes: Sequence[Image], cells: Cells | None) -> Image:
+    """Y (H, W), U and V (H/2, W/2), H and W even → i420 ((H + STRIP)·3/2, W) with its stamp below. W ≥ 128."""
+    luma, *chroma = planes
+    height, width = luma.shape
+    strip = np.where(strip_of(width, cells), WHITE, BLACK).astype(np.uint8)
+    gray = np.full((STRIP // 2, width // 2), 128, np.uint8)
+    parts = [luma, strip, *(part for plane in chroma for part in (plane, gray))]
+    flat = np.concatenate([part.reshape(-1) for part in parts])
+    return flat.reshape((height + STRIP) * 3 // 2, width)
 
 
 class PartFit:

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
-from aiortc import RTCConfiguration, RTCPeerConnection, RTCRtpSender, RTCSessionDescription
+from aiortc import RTCBundlePolicy, RTCConfiguration, RTCPeerConnection, RTCRtpSender, RTCSessionDescription
 
 from ..pipeline.clock import SECOND, Clock
 from ..pipeline.stage import StageError
@@ -45,7 +45,8 @@ ANSWERED = 15 * SECOND  # then the next question is put all the same
 @dataclass(frozen=True, slots=True)
 class EdgeOptions:
     """url: the server. camera: device, file, URL or "synthetic". codec: "h264" or "vp8". most_bps: 0 for no limit.
-    ask: questions sent one after the other, each when the one before is answered."""
+    ask: questions sent one after the other, each when the one before is answered. send: "regions", the whole picture, finer
+    where it matters; or "crop", what matters as a track of its own beside the whole picture small and seldom."""
 
     url: str
     camera: str = "synthetic"
@@ -56,6 +57,7 @@ class EdgeOptions:
     most_bps: int = 0
     once: bool = False
     ask: tuple[str, ...] = ()
+    send: str = "regions"
 
 
 class Refused(Exception):
@@ -93,7 +95,9 @@ class EdgeSession:
         self.sender = EdgeSender(options.codec, options.form.fps or 30, clock, self._reply, options.most_bps)
         self._opened = asyncio.Event()
         self._answered = asyncio.Event()
-        self.pc = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+        # else aiortc leaves the second section on a transport of its own when the far end bundles
+        bundle = RTCBundlePolicy.MAX_COMPAT if options.send == "crop" else RTCBundlePolicy.BALANCED
+        self.pc = RTCPeerConnection(RTCConfiguration(iceServers=[], bundlePolicy=bundle))
         self.pc.on("connectionstatechange", self._state)
         transceiver = self.pc.addTransceiver(self.sender.out, direction="sendonly")
         uplink = uplink_of(transceiver.sender.transport)
@@ -101,10 +105,13 @@ class EdgeSession:
         uplink.pacer.target_bps = START_BPS
         codecs = RTCRtpSender.getCapabilities("video").codecs
         name = f"video/{options.codec}".lower()
-        transceiver.setCodecPreferences(
-            [c for c in codecs if c.mimeType.lower() == name]
-            + [c for c in codecs if c.mimeType.lower() == "video/rtx"]
-        )
+        preferred = [c for c in codecs if c.mimeType.lower() in (name, "video/rtx")]
+        preferred.sort(key=lambda c: c.mimeType.lower() != name)
+        transceiver.setCodecPreferences(preferred)
+        self._crop: Any = None
+        if options.send == "crop":
+            self._crop = self.pc.addTransceiver(self.sender.crop_out, direction="sendonly")
+            self._crop.setCodecPreferences(preferred)
         self.channel: Any = self.pc.createDataChannel(CHANNEL)
         self.channel.on("open", self._opened.set)
         self.channel.on("message", self._message)
@@ -129,6 +136,10 @@ class EdgeSession:
             if token != self.back.token:
                 self.back.token, self.back.after = token, 0
             await self.pc.setRemoteDescription(RTCSessionDescription(str(answer.get("sdp", "")), "answer"))
+            if self._crop is not None:
+                self.sender.crops = self._crop.currentDirection == "sendonly"
+                if not self.sender.crops:
+                    log.warning("%s takes no crop beside the picture: regions are sent", self.options.url)
             await self._opened.wait()
 
     async def _signal(self, http: aiohttp.ClientSession, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -254,6 +265,8 @@ class Edge:
             raise StageError(f"--to {options.url!r} is not a server's URL; write http://127.0.0.1:8080")
         if options.codec not in ("h264", "vp8"):
             raise StageError(f"--codec {options.codec!r}; h264 and vp8 are known")
+        if options.send not in ("regions", "crop"):
+            raise StageError(f"--send {options.send!r}; regions and crop are known")
         self.options = options
         self.clock = clock
         self.events = events or EdgeEvents()

@@ -11,9 +11,12 @@ import json
 import logging
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 
 from ..pipeline.clock import MS, SECOND, Clock
 from ..pipeline.frame import VideoFrame
+from .crop_track import Cells
+from .edge_crop import CONTEXT_FPS, CONTEXT_KBPS, choose, context_of, crop_of
 from .encoders import VideoEncoder
 from .importance import ImportanceMap
 from .picture_rate import FrameGate
@@ -47,11 +50,12 @@ class EdgeOut(VideoOut):
         self.encoder = RoiEncoder(codec, bitrate_bps, self._current, self.fps)
         return self.encoder
 
-    def show(self, frame: VideoFrame) -> None:
+    def show(self, frame: VideoFrame, draw: Callable[[VideoFrame], VideoFrame] | None = None) -> None:
+        """draw: makes what is sent of it."""
         if not self._gate(frame.pts, self.fps):
             return  # nobody would have looked at it
         fps = self.fps
-        super().show(frame)
+        super().show(draw(frame) if draw is not None else frame)
         self.fps = fps  # told, not measured
 
     def follow(self, rate: Rate) -> None:
@@ -66,6 +70,7 @@ class EdgeOut(VideoOut):
 class EdgeSender:
     """codec: "h264" or "vp8". reply: sends one binary message on the reliable channel.
 
+    While `crops`, what matters goes out by `crop_out` and the whole picture small by `out`, as long as a map is worth it.
     Messages that cannot be read are counted in `errors` and change nothing.
     """
 
@@ -73,8 +78,12 @@ class EdgeSender:
         self, codec: str, fps: float, clock: Clock, reply: Callable[[bytes], None], most_bps: int = 0
     ) -> None:
         self.clock = clock
+        self.most_bps = most_bps
         self.roi = Roi.x264 if codec.lower() == "h264" else Roi.vp8
-        self.out = EdgeOut(lambda: self.map, fps, most_bps)
+        self.out = EdgeOut(lambda: None if self.cells else self.map, fps, most_bps)
+        self.crop_out = EdgeOut(lambda: None, fps)
+        self.crops = False  # does the far end take two tracks?
+        self.cells: Cells | None = None  # that are cut out now
         self.map: ImportanceMap | None = None
         self.rate: Rate | None = None
         self.ring = PictureRing()
@@ -99,28 +108,70 @@ class EdgeSender:
             self._first = frame.pts
         # the first RATE is on its way: an encoder opened for another would begin with two keyframes
         if self.rate is not None or frame.pts - self._first >= FIRST_RATE:
+            self._show(frame)
+
+    def _show(self, frame: VideoFrame) -> None:
+        last = self.cells
+        cells = self.cells = (
+            choose(last, self.map, self.clock.now(), frame.width, frame.height) if self.crops else None
+        )
+        if (cells is None) != (last is None):
+            self._tune()
+        if cells is None:
             self.out.show(frame)
+        else:
+            self.crop_out.show(frame, lambda whole: crop_of(whole, cells))
+            self.out.show(frame, context_of)
+
+    def _tune(self) -> None:
+        """What was granted, onto the tracks that are sent."""
+        rate = self.rate or Rate(fps=self.out.most_fps)
+        if self.cells is None:
+            self.out.most_bps = self.most_bps
+            self.out.follow(rate)
+            return
+        context = Rate(
+            kbps=rate.context_kbps or CONTEXT_KBPS,
+            fps=rate.context_fps or CONTEXT_FPS,
+            kf_gap_ms=rate.kf_gap_ms,
+        )
+        # before the far end divides them, both are to fit into what it gave the whole picture
+        kbps = (
+            rate.kbps if rate.context_kbps or not rate.kbps else max(rate.kbps - context.kbps, rate.kbps // 2)
+        )
+        self.out.follow(context)
+        self.crop_out.beside_bps = self.out.limit_bps
+        self.crop_out.most_bps = max(self.most_bps - self.out.limit_bps, self.most_bps // 2)
+        self.crop_out.follow(replace(rate, kbps=kbps))
 
     def caps(self, path_kbps: int = 0) -> Caps:
         """path_kbps: 0 while it is not known."""
         self._caps_seq += 1
-        encoder = self.out.encoder
-        now, made = self.clock.now(), encoder.bytes if encoder is not None else 0
+        encoders = [out.encoder for out in (self.out, self.crop_out) if out.encoder is not None]
+        now, made = self.clock.now(), sum(encoder.bytes for encoder in encoders)
         before, then = self._made
         self._made = made, now
         return Caps(
             roi=self.roi,
             seq=self._caps_seq,
             now_ms=now // MS,
+            crop=self.crops,
+            cropping=self.cells is not None,
             fetch=True,
             ring_ms=RING // MS,
             width=self._size[0],
             height=self._size[1],
             imp_seq=self.map.seq if self.map is not None else 0,
-            dqp=round(encoder.dqp) if encoder is not None else 0,
+            dqp=round(self._dqp(now)),
             path_kbps=path_kbps,
             sent_kbps=round((made - before) * 8 * MS / max(MS, now - then)),
         )
+
+    def _dqp(self, now: int) -> float:
+        """That the map in force is worth, by regions or by what is cut out."""
+        if self.cells is not None:
+            return self.map.dqp(now) if self.map is not None else 0.0
+        return self.out.encoder.dqp if self.out.encoder is not None else 0.0
 
     # ------------------------------------------------------------ what the far end says
 
@@ -140,7 +191,7 @@ class EdgeSender:
             self._imp(message, now)
         elif isinstance(message, Rate) and (self.rate is None or _newer(message.seq, self.rate.seq)):
             self.rate = message
-            self.out.follow(message)
+            self._tune()
             self.on_rate(message)
 
     def _imp(self, imp: Imp, now: int) -> None:
@@ -198,6 +249,7 @@ class EdgeSender:
         for task in self._fetching:
             task.cancel()
         self.out.stop()
+        self.crop_out.stop()
 
 
 def fetch_of(raw: str) -> object | None:

@@ -150,7 +150,8 @@ class PacedSender(RTCRtpSender):
             await uplink.room()
             now = self._clock.now()
             frame, timestamp = track.take()  # the newest: those that came while there was no room are gone
-            bps = min(uplink.video_bps, track.limit_bps or uplink.video_bps)
+            bps = max(uplink.video_bps - track.beside_bps, uplink.video_bps // 2)
+            bps = min(bps, track.limit_bps or bps)
             if track.keyframe_gap and now - self._keyframe_at >= track.keyframe_gap:
                 self._wants_keyframe = True
             shape = self.shape = rate.shape(bps, frame.width & ~1, frame.height & ~1, now, track.fps)

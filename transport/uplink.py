@@ -53,7 +53,7 @@ class Uplink:
         self.granted_bps = 0
         self.lossy_until = 0  # ns
         self._held_bps = 0  # of the grant before, while pictures that were made for it wait
-        self._on_shed: WeakMethod[Callable[[], None]] | None = None
+        self._on_shed: list[WeakMethod[Callable[[], None]]] = []
         self._overrun_at = -OVERRUN_APART
         self._fell_ms = self.bandwidth.fell_ms
         self.sent_bytes = 0
@@ -67,8 +67,10 @@ class Uplink:
         self._flushing: asyncio.Task[None] | None = None
 
     def when_shed(self, method: Callable[[], None]) -> None:
-        """To call when the picture is beyond repair. Kept weakly: its object holds the transport, our key."""
-        self._on_shed = WeakMethod(method)
+        """To call when pictures are beyond repair. Kept weakly: its object holds the transport, our key."""
+        self._on_shed = [kept for kept in self._on_shed if kept() not in (None, method)] + [
+            WeakMethod(method)
+        ]
 
     @property
     def video_bps(self) -> int:
@@ -183,9 +185,10 @@ class Uplink:
         if overrun or fell:
             self._overrun_at = now
         shed = self.pacer.shed(now, 0 if fell else MAX_WAIT)
-        tell = self._on_shed() if self._on_shed is not None else None
-        if tell is not None and (shed or overrun or fell):
-            tell()
+        if shed or overrun or fell:
+            for kept in self._on_shed:
+                if (tell := kept()) is not None:
+                    tell()
 
     def close(self) -> None:
         """Nothing more leaves by itself. Idempotent."""

@@ -36,6 +36,7 @@ class VideoOut(MediaStreamTrack):
         self.sent = 0
         self.skipped = 0  # by the sender, where the network carries less
         self.limit_bps = 0  # that the far end has use for; 0: as much as the path carries
+        self.beside_bps = 0  # of what the path carries, that another track of the connection is to have
         self.stamps_capture = (
             False  # sender reports tell when pictures were captured, as those of live sound do
         )
