@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 
 from . import registry
+from .devices import pick
 from .restyle_ort import OrtForward
 from .stream_model import StreamModel
 from .tiny_restyle import WEIGHTS, TinyRestyle, load_net
@@ -39,11 +40,6 @@ class How:
     window: int = 6  # latent frames, with the sink
     sink: int = 1
     compiled: bool = False
-
-
-def best_device() -> str:
-    """`cuda` where there is one, else `cpu`."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def has_fast_bf16(device: str) -> bool:
@@ -78,7 +74,7 @@ def load(name: str, weights: Path | None = None, how: How = How()) -> StreamMode
     exist, a checkpoint that is not here, is broken or holds something else, and without the extra `hub`.
     """
     check(name)
-    device = best_device() if how.device == "auto" else how.device
+    device = pick(how.device)
     precision = how.precision
     if precision == "auto":
         precision = "bf16" if how.engine != "onnx" and has_fast_bf16(device) else "fp32"

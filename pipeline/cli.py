@@ -27,6 +27,7 @@ from . import (
     service_commands,
     token_commands,
 )
+from .command_words import Commands, option
 from .errors import GraphError
 from .stage import StageError
 from .units import parse_duration
@@ -34,6 +35,7 @@ from .units import parse_duration
 _ROOT = __name__.split(".")[0]
 
 app = typer.Typer(
+    cls=Commands,
     help="Live AI on audio and video: graphs of streaming stages behind WebRTC.",
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -162,10 +164,11 @@ def serve(
 ) -> None:
     """Serve graphs to browsers and other WebRTC clients; the page is at http://127.0.0.1:8080."""
     plans = library.load_all(graphs or library.configured())
+    drain_ns = option("--drain", parse_duration, drain)
     try:
-        drain_ns, sockets = parse_duration(drain), notify.listen_sockets()
+        sockets = notify.listen_sockets()
     except ValueError as e:
-        raise typer.BadParameter(str(e)) from e
+        raise StageError(str(e)) from e
     daemon = importlib.import_module(f"{_ROOT}.transport.daemon")
     flags: dict[str, object] = {
         "tokens": tokens,

@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 from .clock import MonotonicClock
+from .command_words import option
 from .secret import resolve
 from .units import parse_rate, parse_video
 
@@ -69,10 +70,8 @@ def edge(
 
     Connects again when the connection is lost. The answers are printed; Ctrl-C stops.
     """
-    try:
-        form, most_bps = parse_video(video), 0 if rate == "0" else parse_rate(rate)
-    except ValueError as e:
-        raise typer.BadParameter(str(e)) from e
+    form = option("--video", parse_video, video)
+    most_bps = 0 if rate == "0" else option("--rate", parse_rate, rate)
     client = importlib.import_module(f"{_ROOT}.transport.edge")
     options = client.EdgeOptions(
         url=to,

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .clock import MS, MonotonicClock
+from .command_words import option
 from .stage import StageError
 from .units import parse_duration
 
@@ -42,10 +43,7 @@ def top(
     """Watch a running server: each session's nodes, the pools, the loop. Ctrl-C ends."""
     from .top import watch
 
-    try:
-        period = parse_duration(every)
-    except ValueError as e:
-        raise typer.BadParameter(str(e), param_hint="--every") from e
+    period = option("--every", parse_duration, every)
     if period < 100 * MS:
         raise typer.BadParameter(f"{every} is too short; at least 100ms", param_hint="--every")
     asyncio.run(watch(url, token, MonotonicClock(), out, every=period, once=once, as_json=as_json))

@@ -12,8 +12,7 @@ from weakref import WeakSet
 
 from .clock import SECOND, Clock
 from .edge import Edge, Waker, earliest
-from .errors import CriticalFailure, LastingError
-from .errors import one_line as _words
+from .errors import CriticalFailure, LastingError, one_line
 from .frame import EventFrame, Frame, Gap
 from .graph import NodePlan
 from .hops import burst, fused_post
@@ -174,7 +173,7 @@ class Runner:
             raise
         except Exception as e:
             log.exception("%s/%s: control failed", self.session, self.node)
-            self.error = _words(e)
+            self.error = one_line(e)
 
     def _on_event(self, frame: Frame) -> None:
         assert isinstance(frame, EventFrame), f"{self.plan.use} put a {type(frame).__name__} on an event port"
@@ -340,8 +339,8 @@ class Runner:
     async def _recover(self, error: Exception) -> bool:
         """After a failure: a new stage on the same edges. False when it is given up."""
         trace = None if isinstance(error, LastingError) else error  # what it says is enough
-        log.error("%s/%s failed: %s", self.session, self.node, _words(error), exc_info=trace)
-        self.error = _words(error)
+        log.error("%s/%s failed: %s", self.session, self.node, one_line(error), exc_info=trace)
+        self.error = one_line(error)
         self.state = "restarting"
         await self._close_stage()
         while True:
@@ -368,8 +367,8 @@ class Runner:
                 raise
             except Exception as e:
                 trace = None if isinstance(e, LastingError) else e
-                log.error("%s/%s did not restart: %s", self.session, self.node, _words(e), exc_info=trace)
-                self.error, error = _words(e), e
+                log.error("%s/%s did not restart: %s", self.session, self.node, one_line(e), exc_info=trace)
+                self.error, error = one_line(e), e
                 await self._close_stage()
 
     async def _pass_on(self) -> None:

@@ -16,11 +16,12 @@ from pydantic import Field
 from ..models import whisper_loader
 from ..models.asr_session import AsrRows
 from ..models.causal_whisper import CausalWhisper
+from ..models.devices import pick
 from ..models.hub_folder import pulled
 from ..models.whisper_dims import FRAME_MS, BlockPlan
 from ..models.whisper_ort import OrtWhisper
 from ..models.whisper_stream import WhisperStreamer
-from .asr_stream import StreamedAsr, device_of
+from .asr_stream import StreamedAsr
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -74,7 +75,7 @@ def _load(
             "penstock.models.training.asr_fixture (minutes, needs libflite1), or name a checkpoint in 'model'"
         )
     checkpoint = whisper_loader.read(source)
-    device = device_of(device)
+    device = pick(device)
     plan = checkpoint.plan or BlockPlan()
     if chunk_ms is not None or left_ms is not None:
         first = plan.first * FRAME_MS

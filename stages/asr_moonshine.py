@@ -9,7 +9,8 @@ from pydantic import Field
 
 from ..models import moonshine_stream
 from ..models.asr_session import AsrRows
-from .asr_stream import StreamedAsr, device_of
+from ..models.devices import pick
+from .asr_stream import StreamedAsr
 
 
 class MoonshineAsr(StreamedAsr):
@@ -30,4 +31,4 @@ class MoonshineAsr(StreamedAsr):
 @cache
 def _load(model: str, chunk_ms: int, device: str) -> AsrRows:
     """One set of weights for all sessions with the same options. Raises: ValueError."""
-    return AsrRows(moonshine_stream.load(model, chunk_ms=chunk_ms, device=device_of(device)))
+    return AsrRows(moonshine_stream.load(model, chunk_ms=chunk_ms, device=pick(device)))

@@ -9,7 +9,8 @@ from pydantic import Field
 
 from ..models import nemotron_stream
 from ..models.asr_session import AsrRows
-from .asr_stream import StreamedAsr, device_of
+from ..models.devices import pick
+from .asr_stream import StreamedAsr
 
 
 class NemotronAsr(StreamedAsr):
@@ -32,4 +33,4 @@ class NemotronAsr(StreamedAsr):
 @cache
 def _load(model: str, lookahead_ms: int, device: str) -> AsrRows:
     """One set of weights for all sessions with the same options. Raises: ValueError."""
-    return AsrRows(nemotron_stream.load(model, lookahead_ms=lookahead_ms, device=device_of(device)))
+    return AsrRows(nemotron_stream.load(model, lookahead_ms=lookahead_ms, device=pick(device)))

@@ -6,7 +6,6 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..models.asr_session import AsrEvent, AsrRows, AsrSession
@@ -134,11 +133,6 @@ class AsrRowModel:
 
     def commit(self, row: Row, result: Any) -> list[AsrEvent]:
         return self.rows.commit(row.state, result)
-
-
-def device_of(name: str) -> str:
-    """auto: a CUDA device where there is one."""
-    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def example(rows: AsrRows) -> AsrSession:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..models import stream_models
+from ..models.devices import pick
 from ..models.stream_model import Entry, Finished, Settings
 from ..pipeline.errors import LastingError, one_line
 from ..pipeline.rows import Again, Row
@@ -110,5 +111,5 @@ def make(model: str, weights: str | None, **how: Any) -> DiffusionRows:
     """A pool's factory; `how` as in `stream_models.How`. Raises: ValueError in words."""
     path = None if weights is None else Path(weights)
     # two threads each, under contention, take three times as long as one
-    cpu = how.get("device") == "cpu" or (how.get("device") == "auto" and stream_models.best_device() == "cpu")
-    return DiffusionRows(stream_models.load(model, path, stream_models.How(**how)), one_thread=cpu)
+    loaded = stream_models.load(model, path, stream_models.How(**how))
+    return DiffusionRows(loaded, one_thread=pick(how.get("device", "auto")) == "cpu")

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..models.devices import pick
 from ..models.vlm_memory import Memory
 from ..pipeline.frame import Frame, VideoFrame
 from ..pipeline.pixels import to_rgb
@@ -23,11 +24,9 @@ async def load_watch(
 ) -> Watch:
     """options: of `vlm.stream`. Raises: StageError in words."""
     pool = ctx.pool()
-    device = pool.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    what = (options.model, device, options.dtype, options.picture_tokens, options.system, options.chunk)
     try:
+        device = pick(pool.device)
+        what = (options.model, device, options.dtype, options.picture_tokens, options.system, options.chunk)
         rows = await pool.call(hub_rows, *what)
     except ModuleNotFoundError as e:
         words = f"model {options.model!r} needs the package {e.name!r}: pip install 'penstock[hub]'"

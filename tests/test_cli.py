@@ -49,6 +49,10 @@ def test_check_refuses_what_is_no_graph(
         (("serve", "loopback", "--host", "0.0.0.0"), "lets other machines in: set PENSTOCK_TOKEN"),
         (("serve", "loopback", "loopback"), "are both named 'loopback'"),
         (("serve", "--config", "none.yaml"), "the settings file none.yaml cannot be read: No such file"),
+        (
+            ("run", "restyle", "--in", "synthetic:1s", "--out", "x.txt"),
+            "'x.txt' holds text, and the graph has none",
+        ),
         (("replay", "none.json"), "error: none.json: No such file or directory"),
     ],
 )
@@ -58,6 +62,24 @@ def test_a_wrong_call_is_told_in_words(
     monkeypatch.delenv("PENSTOCK_TOKEN", raising=False)
     monkeypatch.delenv("PENSTOCK_TOKEN_FILE", raising=False)
     assert run(monkeypatch, *args) == 1
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("serve", "--port", "99999"), "'--port': it must be at most 65535 (got '99999')"),
+        (("serve", "--port", "80x"), "'--port': a whole number is expected (got '80x')"),
+        (("serve", "--drain", "10"), "--drain: '10' is not a duration; write a number and a"),
+        (("edge", "--to", "http://x", "--video", "big"), "--video: 'big' is not a video format"),
+        (("edge", "--to", "http://x", "--rate", "fast"), "--rate: 'fast' is not a rate; write 48k"),
+        (("token", "create", "x", "--sessions", "-1"), "'--sessions': it must be at least 0 (got '-1')"),
+    ],
+)
+def test_a_wrong_option_is_named_with_its_value_and_what_is_accepted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], args: tuple[str, ...], said: str
+) -> None:
+    assert run(monkeypatch, *args) == 2
     assert said in capsys.readouterr().err
 
 

@@ -76,6 +76,8 @@ class FileOut(Stage):
     def _open(self) -> None:
         for path in self._paths:
             if Path(path).suffix.lower() in TEXT_SUFFIXES:
+                if "text" not in self.ctx.connected:
+                    raise StageError(f"{path!r} holds text, and the graph has none")
                 try:
                     self._text.append(CaptionFile(Path(path)))
                 except OSError as e:

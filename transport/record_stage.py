@@ -98,6 +98,10 @@ class Record(Stage):
         self._unlisten = self.ctx.listen(self._heard)
         if self._wanted:
             await self._begin()
+        else:
+            log.info(
+                "%s is not recorded before its parameter %s.consent is true", self.ctx.session, self.ctx.node
+            )
 
     async def process(self, port: str, frame: Frame, out: Outputs) -> None:
         recording = self._recording

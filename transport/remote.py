@@ -55,6 +55,8 @@ class Remote:
             raise StageError(f"{self.url} cannot be talked to: {e}") from None
         if response.status == 401:
             raise StageError(f"{self.url} asks for a token: give --token, or set PENSTOCK_TOKEN")
+        if response.status >= 400 and not _why(content):  # ours always has words
+            raise StageError(f"{self.url} is no Penstock server: it answers {path} with {response.status}")
         if response.status >= 400:
             raise StageError(f"{self.url}{path}: {_why(content) or response.reason}")
         return content
