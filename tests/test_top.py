@@ -71,8 +71,11 @@ def test_it_shows_sessions_nodes_and_pools_of_a_running_server(capsys: pytest.Ca
             await until(lambda: live.session.runners["sums"].processed > 3)
             async with Remote(server.url, "sesame") as daemon:
                 snapshot = await daemon.snapshot()
-            with pytest.raises(StageError, match="asks for a token"):
+            with pytest.raises(StageError, match="asks for a token: give --token"):
                 async with Remote(server.url) as daemon:
+                    await daemon.snapshot()
+            with pytest.raises(StageError, match="the token is not known there, has expired or was revoked"):
+                async with Remote(server.url, "wrong") as daemon:
                     await daemon.snapshot()
             console = Console(file=io.StringIO())
             clock = MonotonicClock()
@@ -139,7 +142,10 @@ def test_it_says_what_a_sender_was_told() -> None:
 
 @pytest.mark.parametrize(
     ("url", "words"),
-    [("http://127.0.0.1:9", "no server answers"), ("ftp://127.0.0.1", "no address of a server")],
+    [
+        ("http://127.0.0.1:9", r"no server answers at \S+ \(Connection refused\)"),
+        ("ftp://127.0.0.1", "no address of a server"),
+    ],
 )
 def test_where_no_server_answers_that_is_said(url: str, words: str) -> None:
     async def main() -> None:

@@ -27,6 +27,7 @@ from .bandwidth import Bandwidth
 from .edge_camera import Camera
 from .edge_sender import EdgeSender, fetch_of
 from .liveness import Liveness
+from .remote import token_words, unreachable
 from .uplink import uplink_of
 
 log = logging.getLogger(__name__)
@@ -153,13 +154,15 @@ class EdgeSession:
                 if response.status == 410:  # it has ended meanwhile: a new one next time
                     self.back.token = ""
                 told = str(words or f"{response.status} {response.reason}")
-                if response.status in (400, 401, 403, 404, 413, 415):
+                if response.status == 401:
+                    raise Refused(f"{self.options.url}: {token_words(bool(self.options.token))}")
+                if response.status in (400, 403, 404, 413, 415):
                     raise Refused(f"{self.options.url} refused: {told}")
                 raise StageError(told)
         except ValueError as e:
             raise StageError(f"{self.options.url} is no Penstock server: its answer is not JSON") from e
         except aiohttp.ClientError as e:
-            raise StageError(f"{self.options.url} cannot be reached: {e}") from e
+            raise StageError(f"{self.options.url} cannot be reached: {unreachable(e)}") from e
 
     def _headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.options.token}"} if self.options.token else {}

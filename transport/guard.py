@@ -85,7 +85,8 @@ class Guard:
         caller = Caller(address)
         if self.access.closed:
             scheme, _, given = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
-            found = self.access.identify(given.strip(), address) if scheme.lower() == "bearer" else None
+            given = given.strip() if scheme.lower() == "bearer" else ""
+            found = self.access.identify(given, address) if given else None
             if found is not None:
                 caller, rate = found
                 if wait := self._rates.take(f"token {caller.name}", rate):
@@ -93,7 +94,9 @@ class Guard:
             elif request.path not in self.open_paths or request.method not in ("GET", "HEAD"):
                 return refused(
                     401,
-                    "a token is needed: send Authorization: Bearer TOKEN",
+                    "the token is not known here, has expired or was revoked"
+                    if given
+                    else "a token is needed: send Authorization: Bearer TOKEN",
                     **{"WWW-Authenticate": 'Bearer realm="penstock"'},
                 )
             else:

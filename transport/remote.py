@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from types import TracebackType
 from typing import Any
@@ -48,13 +49,13 @@ class Remote:
             raise StageError(f"{self.url} did not answer within {TIMEOUT_S} s") from None
         except aiohttp.ClientConnectorError as e:
             raise StageError(
-                f"no server answers at {self.url} ({e.strerror or e.os_error}); start one with `penstock serve`, "
+                f"no server answers at {self.url} ({unreachable(e)}); start one with `penstock serve`, "
                 "or name another with --url"
             ) from None
         except (aiohttp.ClientError, ValueError) as e:
             raise StageError(f"{self.url} cannot be talked to: {e}") from None
         if response.status == 401:
-            raise StageError(f"{self.url} asks for a token: give --token, or set PENSTOCK_TOKEN")
+            raise StageError(f"{self.url}: {token_words(bool(self._headers))}")
         if response.status >= 400 and not _why(content):  # ours always has words
             raise StageError(f"{self.url} is no Penstock server: it answers {path} with {response.status}")
         if response.status >= 400:
@@ -99,6 +100,21 @@ class Remote:
             "longest_block_ms": round(loop.get("longest_block", 0.0), 1),
         }
         return {"server": server, "sessions": sessions, "pools": pools}
+
+
+def unreachable(error: aiohttp.ClientError) -> str:
+    """Why no connection came about, in the system's words: asyncio's tell only the address."""
+    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else None
+    if cause is not None and cause.errno and cause.errno > 0:  # below are those of getaddrinfo
+        return os.strerror(cause.errno)
+    return (cause and cause.strerror) or str(error) or type(error).__name__
+
+
+def token_words(given: bool) -> str:
+    """Of a server that answers 401."""
+    if given:
+        return "the token is not known there, has expired or was revoked; give another with --token or PENSTOCK_TOKEN"
+    return "it asks for a token: give --token, or set PENSTOCK_TOKEN"
 
 
 def _why(content: bytes) -> str:

@@ -30,7 +30,7 @@ export async function call(path, { token, ...init } = {}) {
   if (answer.ok) return answer.json();
   const body = await answer.json().catch(() => ({}));
   const words = answer.status === 401
-    ? "Open this page with your token at the end of its address: #token=YOUR-TOKEN"
+    ? `${token ? "The token in this page's address is not known here, has expired or was revoked. " : ""}Open this page with your token at the end of its address: #token=YOUR-TOKEN`
     : body.error || `It answered ${answer.status} ${answer.statusText}.`;
   const full = answer.status === 429 || answer.status === 503;
   const title = full ? "The server is full"
