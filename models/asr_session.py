@@ -157,11 +157,7 @@ class AsrSession:
     def push(self, pcm: NDArray[np.float32], pts: int) -> list[AsrEvent]:
         """(S,) mono float32 at 16 kHz in −1…1, captured from `pts` ns on. Raises: ValueError."""
         self.feed(pcm, pts)
-        events = self.pump()
-        while self.ready:
-            events.extend(self.rows.commit(self, self.rows.forward([self])[0]))
-            events.extend(self.pump())
-        return events
+        return self._hear_all()
 
     def feed(self, pcm: NDArray[np.float32], pts: int) -> None:
         """Take samples; then `pump` until nothing is `ready`."""
@@ -223,6 +219,9 @@ class AsrSession:
     def finish(self) -> list[AsrEvent]:
         """`end`, and hear what is left of a block."""
         self.end()
+        return self._hear_all()
+
+    def _hear_all(self) -> list[AsrEvent]:
         events = self.pump()
         while self.ready:
             events.extend(self.rows.commit(self, self.rows.forward([self])[0]))

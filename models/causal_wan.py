@@ -26,6 +26,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from .checkpoint import misfit
+
 TextKV = tuple[tuple[Tensor, Tensor], ...]  # per layer: keys and values (1, H, L, D) of the prompt
 
 
@@ -278,14 +280,8 @@ def load_causal_wan(
         raise ValueError(f"{path} is no readable safetensors file: {e}") from e
     with torch.device("meta"):
         model = CausalWan(**config)
-    wanted = {k: tuple(v.shape) for k, v in model.state_dict().items()}
-    found = {k: tuple(v.shape) for k, v in state.items()}
-    if wanted != found:
-        wrong = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
-        raise ValueError(
-            f"{path} does not hold this Wan: {len(wrong)} tensors differ, the first is {wrong[0]!r}: "
-            f"{found.get(wrong[0], 'missing')}, expected {wanted.get(wrong[0], 'none')}"
-        )
+    if wrong := misfit(model, state):
+        raise ValueError(f"{path} does not hold this Wan: {wrong}")
     model = CausalWan(**config)
     model.load_state_dict(state, strict=True)
     if window is not None:

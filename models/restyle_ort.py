@@ -7,13 +7,12 @@ torch's, so that the two never differ.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import torch
 from torch import Tensor
 
+from .onnx_session import cpu_session
 from .restyle_net import RestyleNet
 
 GRAPH = Path(__file__).parent / "data" / "tiny-restyle.onnx"
@@ -22,20 +21,11 @@ GRAPH = Path(__file__).parent / "data" / "tiny-restyle.onnx"
 class OrtForward:
     """RestyleNet.forward by onnxruntime, float32 on the CPU. Any number of rows, any size."""
 
-    def __init__(self, net: RestyleNet, *, threads: int = 1, graph: Path = GRAPH) -> None:
-        """threads: within one operator; one core a session is the steadiest when sessions share a machine."""
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        weights = {k: v.float().contiguous().numpy() for k, v in net.state_dict().items()}
-        names = [n for n in weights if not n.startswith(("words.", "text."))]  # the prompt's vector comes in
-        # onnxruntime reads the arrays when the session is made; it copies them
-        options.add_external_initializers(
-            names, [ort.OrtValue.ortvalue_from_numpy(weights[n]) for n in names]
-        )
-        self._session: Any = ort.InferenceSession(
-            graph.read_bytes(), options, providers=["CPUExecutionProvider"]
-        )
+    def __init__(self, net: RestyleNet, graph: Path = GRAPH) -> None:
+        # the prompt's vector comes in
+        inside = {k: v for k, v in net.state_dict().items() if not k.startswith(("words.", "text."))}
+        weights = {k: v.float().contiguous().numpy() for k, v in inside.items()}
+        self._session = cpu_session(graph.read_bytes(), weights)
 
     def __call__(
         self, noisy: Tensor, source: Tensor, previous: Tensor, sigma: Tensor, prompt: Tensor

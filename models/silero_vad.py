@@ -13,8 +13,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
+
+from .onnx_session import cpu_session
 
 RATE_HZ = 16_000
 WINDOW = 512  # samples a step: the network was trained on this length only
@@ -33,11 +34,7 @@ class SileroVad:
     """Shared weights; thread-safe, since onnxruntime sessions are and the state is the caller's."""
 
     def __init__(self, path: Path) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self._session = cpu_session(path)
         self._rate = np.array(RATE_HZ, np.int64)
 
     def init_state(self) -> VadState:

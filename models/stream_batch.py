@@ -115,8 +115,7 @@ class StreamBatch(Ticks[BatchState, Flight, LatentRow]):
 
     @torch.inference_mode()
     def init_state(self, size: tuple[int, int], settings: Settings) -> BatchState:
-        if size[0] % self.multiple or size[1] % self.multiple or min(size) < self.multiple:
-            raise ValueError(f"size {size[1]}x{size[0]}: {self.name} takes multiples of {self.multiple}")
+        self.check(size)
         return BatchState(size, self._voice(size, settings, None))
 
     @torch.inference_mode()

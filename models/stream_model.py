@@ -140,6 +140,12 @@ class Ticks(Generic[S, Flying, R]):
     def capture(self, state: Any, most: int) -> None:
         """Compile and capture what runs at fixed numbers of rows."""
 
+    def check(self: Any, size: tuple[int, int]) -> None:
+        """(H, W). Raises: ValueError."""
+        height, width = size
+        if height % self.multiple or width % self.multiple or min(size) < self.multiple:
+            raise ValueError(f"size {width}x{height}: {self.name} takes multiples of {self.multiple}")
+
     def warm(self: Any, size: tuple[int, int], settings: Settings, most: int) -> Any:
         """See StreamModel."""
         state = self.init_state(size, settings)

@@ -17,6 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from .checkpoint import misfit
+
 GROWTH = 4  # pictures a latent frame
 LEAD = GROWTH - 1  # pictures before a stream's first, which it drops
 
@@ -115,13 +117,7 @@ def load_tiny_decoder(path: Path) -> TinyDecoder:
         raise ValueError(f"{path} does not hold a TAEHV decoder: no tensor 'decoder.1.weight' and its like")
     widths = (first.shape[0], *(cast("Tensor", s).shape[0] for s in steps))
     net = TinyDecoder(first.shape[1], cast("Any", widths))
-    wanted = {k: tuple(v.shape) for k, v in net.state_dict().items()}
-    found = {k: tuple(v.shape) for k, v in state.items()}
-    if wanted != found:
-        wrong = min(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
-        raise ValueError(
-            f"{path} does not hold a TAEHV decoder of Wan 2.1: {wrong!r} is {found.get(wrong, 'missing')}, "
-            f"expected {wanted.get(wrong, 'none')}"
-        )
+    if wrong := misfit(net, state):
+        raise ValueError(f"{path} does not hold a TAEHV decoder of Wan 2.1: {wrong}")
     net.load_state_dict({k: v.float() for k, v in state.items()})
     return net.eval().requires_grad_(False)

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from .checkpoint import misfit
 from .motion_field import Look, Motion, followed, look, motion, steadied
 from .restyle_net import MULTIPLE, RestyleNet
 from .restyle_prompt import SIZE, padded, read
@@ -57,14 +58,8 @@ def load_net(path: Path = WEIGHTS) -> RestyleNet:
     except (OSError, SafetensorError) as e:
         raise BadCheckpoint(f"{path} is no readable safetensors file: {e}") from e
     net = RestyleNet(SIZE)
-    wanted = {k: tuple(v.shape) for k, v in net.state_dict().items()}
-    found = {k: tuple(v.shape) for k, v in state.items()}
-    if wanted != found:
-        wrong = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
-        raise BadCheckpoint(
-            f"{path} does not hold tiny-restyle: {len(wrong)} tensors differ, the first is {wrong[0]!r}: "
-            f"{found.get(wrong[0], 'missing')}, expected {wanted.get(wrong[0], 'none')}"
-        )
+    if wrong := misfit(net, state):
+        raise BadCheckpoint(f"{path} does not hold tiny-restyle: {wrong}")
     net.load_state_dict({k: v.float() for k, v in state.items()})
     return net.eval().requires_grad_(False)
 
@@ -170,9 +165,7 @@ class TinyRestyle(Ticks[RestyleState, Flight, StepRow]):
         return traced(self._net, (picture, picture, picture, torch.zeros(1), prompt))
 
     def init_state(self, size: tuple[int, int], settings: Settings) -> RestyleState:
-        height, width = size
-        if height % MULTIPLE or width % MULTIPLE or min(size) < MULTIPLE:
-            raise ValueError(f"size {width}x{height}: tiny-restyle takes multiples of {MULTIPLE}")
+        self.check(size)
         return RestyleState(size, self._voice(size, settings, None))
 
     def adjust(self, state: RestyleState, settings: Settings) -> None:

@@ -111,8 +111,7 @@ class WanVideo(Ticks[WanVideoState, Flight, ChunkRow]):
 
     @torch.inference_mode()
     def init_state(self, size: tuple[int, int], settings: Settings) -> WanVideoState:
-        if size[0] % self.multiple or size[1] % self.multiple or min(size) < self.multiple:
-            raise ValueError(f"size {size[1]}x{size[0]}: {self.name} takes multiples of {self.multiple}")
+        self.check(size)
         state = WanVideoState(size, self._voice(settings, None), [])
         self._fit(state)
         return state

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -19,20 +18,11 @@ from torch.nn import functional as F
 from . import whisper_graph
 from .attention_kv import KvBuffer
 from .causal_whisper import CausalWhisper, EncoderState, TextRow, advanced, fresh_cache, fresh_state
+from .onnx_session import cpu_session
 from .whisper_dims import BlockPlan
 
 Floats = NDArray[np.float32]
 _LANES = 4  # streams that share a run: more share little more, as attention is each one's own
-
-
-def _session(graph: bytes) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1  # a core a stream: the steadiest when streams share a machine
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    # spinning threads of one session take the core from the next
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 def _mask(total: int, begin: int, end: int) -> Floats:
@@ -46,7 +36,7 @@ class _Lanes:
     """A graph for one stream and the same for `_LANES`."""
 
     def __init__(self, graph: Callable[[int], bytes]) -> None:
-        self._alone, self._shared = _session(graph(1)).run, _session(graph(_LANES)).run
+        self._alone, self._shared = cpu_session(graph(1)).run, cpu_session(graph(_LANES)).run
 
     def groups(self, count: int) -> list[range]:
         """Which of `count` streams go together."""
@@ -125,9 +115,9 @@ class OrtDecoder:
         self.dims = model.dims
         self._tokens = model.decoder.token_embedding.weight.detach().float()
         self._places = model.decoder.positional_embedding.detach().float()
-        self._hear = _session(whisper_graph.hear(model, int8=int8)).run
+        self._hear = cpu_session(whisper_graph.hear(model, int8=int8)).run
         self._lanes = _Lanes(lambda lanes: whisper_graph.body(model, int8=int8, lanes=lanes))
-        self._head = _session(whisper_graph.head(model, int8=int8_head)).run
+        self._head = cpu_session(whisper_graph.head(model, int8=int8_head)).run
         layers = range(model.dims.n_text_layer)
         self._names = ["hidden", *(f"new_{kv}{i}" for i in layers for kv in "kv")]
         self._aligned = [f"attention{i}" for i in whisper_graph.upper(model.dims.n_text_layer)]
