@@ -114,11 +114,10 @@ class EventLog:
             _matches(e, wanted, thing) for e in self._events[bisect_left(self._events, since, key=_time) :]
         )
 
-    def between(self, since: int, until: int, what: str | Iterable[str] | None = None) -> list[Event]:
+    def between(self, since: int, until: int) -> list[Event]:
         """Whole events in [since, until], oldest first; those before `complete_since` may be missing."""
-        wanted = _set(what)
         a, b = bisect_left(self._events, since, key=_time), bisect_right(self._events, until, key=_time)
-        return [e for e in self._events[a:b] if _matches(e, wanted, None)]
+        return self._events[a:b]
 
 
 def _time(event: Event) -> int:

@@ -44,12 +44,6 @@ class VocoderState:
 class Vocoder:
     """(T, DIMS) parameters at 100 frames a second → (T · 160,) samples at 16 kHz, −1…1."""
 
-    def __init__(self, seed: int = 0, sharpen: float = 1.0) -> None:
-        """sharpen: factor of all coefficients but the first two, which brings formants out (a postfilter)."""
-        self._seed = seed
-        self._lift = np.ones(MCEP, np.float32)
-        self._lift[2:] = sharpen
-
     def init_state(self) -> VocoderState:
         return VocoderState()
 
@@ -57,7 +51,7 @@ class Vocoder:
         """The next frames. `state` is advanced in place."""
         if not len(frames):
             return np.zeros(0, np.float32)
-        transfer = _transfer(frames[:, :MCEP] * self._lift)
+        transfer = _transfer(frames[:, :MCEP])
         strengths = _strengths(frames)
         out = np.empty(len(frames) * HOP, np.float32)
         noise = np.stack([self._noise(state.frame + i) for i in range(len(frames))])
@@ -98,7 +92,7 @@ class Vocoder:
 
     def _noise(self, frame: int) -> NDArray[np.float64]:
         """(2·HOP,): the hop before and this one, the same for a position whoever asks."""
-        return np.concatenate([noise_at(self._seed, frame, HOP), noise_at(self._seed, frame + 1, HOP)])
+        return np.concatenate([noise_at(0, frame, HOP), noise_at(0, frame + 1, HOP)])
 
 
 _NONE = np.zeros(0)

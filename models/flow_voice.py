@@ -96,9 +96,9 @@ class FlowVoice:
 
     rate_hz = RATE_HZ
 
-    def __init__(self, model: FlowAcoustic | None = None, name: str = "flow", seed: int = 0) -> None:
+    def __init__(self, model: FlowAcoustic | None = None, seed: int = 0) -> None:
         """seed: of the flow's noise; the same seed speaks the same. Raises: NoVoice."""
-        self.name = name
+        self.name = "flow"
         self.seed = seed
         self.model = model or load()
         self.vocoder = Vocoder()

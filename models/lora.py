@@ -50,8 +50,8 @@ def adapt(model: nn.Module, rank: int) -> list[nn.Parameter]:
     return trained
 
 
-def merge(state: Mapping[str, Tensor], alpha: float | None = None) -> dict[str, Tensor]:
-    """A state dict with adapters → one without, W += (A·B)ᵀ·α/r; α = r when not given.
+def merge(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict with adapters → one without, W += (A·B)ᵀ: α = r.
 
     Raises: ValueError, naming the layer, where an adapter lacks its other half or its layer.
     """
@@ -70,6 +70,5 @@ def merge(state: Mapping[str, Tensor], alpha: float | None = None) -> dict[str, 
                 f"the adapter of {layer!r} has shapes {tuple(a.shape)} and {tuple(b.shape)}, "
                 f"which do not fit a weight of {tuple(weight.shape)}"
             )
-        scale = 1.0 if alpha is None else alpha / a.shape[1]
-        out[f"{layer}.weight"] = (weight.float() + (a.float() @ b.float()).T * scale).to(weight.dtype)
+        out[f"{layer}.weight"] = (weight.float() + (a.float() @ b.float()).T).to(weight.dtype)
     return out

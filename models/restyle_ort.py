@@ -21,11 +21,11 @@ GRAPH = Path(__file__).parent / "data" / "tiny-restyle.onnx"
 class OrtForward:
     """RestyleNet.forward by onnxruntime, float32 on the CPU. Any number of rows, any size."""
 
-    def __init__(self, net: RestyleNet, graph: Path = GRAPH) -> None:
+    def __init__(self, net: RestyleNet) -> None:
         # the prompt's vector comes in
         inside = {k: v for k, v in net.state_dict().items() if not k.startswith(("words.", "text."))}
         weights = {k: v.float().contiguous().numpy() for k, v in inside.items()}
-        self._session = cpu_session(graph.read_bytes(), weights)
+        self._session = cpu_session(GRAPH.read_bytes(), weights)
 
     def __call__(
         self, noisy: Tensor, source: Tensor, previous: Tensor, sigma: Tensor, prompt: Tensor

@@ -138,13 +138,11 @@ class RollingKv:
         kind: Kind,
         *parts: Part,
         tag: str | int | None = None,
-        extend: bool = False,
         keep: Tensor | None = None,
     ) -> Tensor:
         """Make room for a segment; its position_ids, for the forward pass that must follow.
 
         keep: only these of its tokens (indices in order) are taken in, at the places that they have in the whole.
-        extend: more tokens of the newest segment (generated text), which must be of that kind.
         Raises: ValueError when it can never fit; RuntimeError when the last forward pass did not end.
         """
         n = count(parts) if keep is None else len(keep)
@@ -155,13 +153,11 @@ class RollingKv:
             raise ValueError(
                 f"a segment of {n} tokens does not fit: budget {self.budget.tokens}, of it {fixed} pinned"
             )
-        if extend and not (self.window and self.window[-1].kind == kind):
-            raise ValueError(f"no newest segment of kind {kind!r} to extend")
         while self.prefix_tokens + self.window_tokens + n > self.budget.tokens:
-            if len(self.window) > extend:
+            if self.window:
                 self.evict_oldest()
-            elif not self._drop_text():
-                raise ValueError(f"{n} more tokens of one segment do not fit {self.budget.tokens}")
+            else:
+                self._drop_text()
         if self.layers[0].w1 + n > self.layers[0].capacity:
             self.moves += 1
             for layer in self.layers:
@@ -171,11 +167,7 @@ class RollingKv:
         positions, advance = lay_out(parts, self.rope.axes, self.next_position)
         if keep is not None:
             positions = positions[..., keep]
-        if extend:
-            last = self.window[-1]
-            last.tokens, last.advance = last.tokens + n, last.advance + advance
-        else:
-            self.window.append(Segment(kind, n, advance, self.next_position, tag))
+        self.window.append(Segment(kind, n, advance, self.next_position, tag))
         self.next_position += advance
         return positions
 
@@ -306,14 +298,10 @@ class RollingKv:
             layer.w0 += segment.tokens
         self.prefix.append(replace(segment, position=0))
 
-    def _drop_text(self) -> bool:
-        """Cut the oldest of the text tier; False when there is none."""
-        for segment in self.prefix:
-            if segment.kind == "text":
-                self._cut(segment)
-                self.stamp()
-                return True
-        return False
+    def _drop_text(self) -> None:
+        """Cut the oldest of the text tier; there is one."""
+        self._cut(next(s for s in self.prefix if s.kind == "text"))
+        self.stamp()
 
     def _cut(self, segment: Segment) -> None:
         start = 0

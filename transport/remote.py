@@ -39,11 +39,11 @@ class Remote:
         if self._http is not None:
             await self._http.close()
 
-    async def request(self, method: str, path: str, body: object = None) -> bytes:
+    async def request(self, method: str, path: str) -> bytes:
         """The answer's body."""
         assert self._http is not None
         try:
-            async with self._http.request(method, self.url + path, json=body) as response:
+            async with self._http.request(method, self.url + path) as response:
                 content = await response.read()
         except TimeoutError:
             raise StageError(f"{self.url} did not answer within {TIMEOUT_S} s") from None

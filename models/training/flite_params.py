@@ -52,9 +52,9 @@ class Parameters:
     phones: tuple[Phone, ...]
 
 
-def analyse(text: str, voice: str = VOICE) -> Parameters:
+def analyse(text: str) -> Parameters:
     """Raises: FileNotFoundError when flite is missing, ValueError when the voice gives no tracks."""
-    lib, at = flite_lib.library(), flite_lib.voice(voice)
+    lib, at = flite_lib.library(), flite_lib.voice(VOICE)
     lib.feat_val.restype, lib.feat_val.argtypes = C.c_void_p, [C.c_void_p, C.c_char_p]
     lib.val_track.restype, lib.val_track.argtypes = C.POINTER(_Track), [C.c_void_p]
     with LOCK:
