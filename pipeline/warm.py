@@ -20,7 +20,7 @@ BACKGROUND = 30 * SECOND  # of waiting for what a stage loads beside its `setup`
 
 
 def _silent_end(node: NodePlan) -> Binding:
-    """A live end with the same ports that gives nothing and takes everything."""
+    """A source or sink with the same ports that gives nothing and takes everything."""
 
     class SilentEnd(Stage):
         ports = node.cls.ports
@@ -51,13 +51,11 @@ async def warm(plan: Plan, clock: Clock, make: Any = Session) -> str:
     """Set up every stage of the graph once and close it again. Returns "" or what failed, in words.
 
     What loads in the background is waited for, up to BACKGROUND. make: as `Session`, with the daemon's pools.
-    Graphs without a live end are left alone: setting them up would open their cameras and files.
+    Sources and sinks are left alone: setting them up would open cameras and write over files.
     """
     ends: Mapping[str, Binding] = {
-        n.use: _silent_end(n) for n in plan.nodes.values() if n.use in ("webrtc.in", "webrtc.out")
+        n.use: _silent_end(n) for n in plan.nodes.values() if not (n.cls.ports.inputs and n.cls.ports.outputs)
     }
-    if not ends:
-        return ""
     session: Session = make(plan, f"warm-{plan.name}", clock, bindings=ends)
     try:
         await session.start()

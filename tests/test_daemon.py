@@ -14,7 +14,6 @@ import aiohttp
 import pytest
 from client import GRAPHS, Client, until, within
 from graphs import compile_test
-from penstock.pipeline import library, service
 from penstock.pipeline.clock import MS, SECOND, ManualClock
 from penstock.pipeline.compiler import load
 from penstock.pipeline.notify import Notifier, listen_sockets
@@ -274,52 +273,6 @@ def test_a_real_process_serves_the_managers_socket_reloads_and_stops(manager: Ma
         process.communicate()
 
 
-def test_the_unit_is_whole_for_both_managers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("penstock.pipeline.service._program", lambda: "/usr/bin/penstock")
-    text = service.unit_text("/opt/penstock/bin/penstock", user=False)
-    assert "@" not in text.replace("penstock@", "").replace("@system-service", "").replace(
-        "@privileged", ""
-    ).replace("@resources", "")
-    assert "ExecStart=/opt/penstock/bin/penstock" in text
-    assert "DynamicUser=yes" in text
-    users = service.unit_text("/home/me/.venv/bin/penstock", user=True)
-    assert "DynamicUser" not in users
-    assert "WantedBy=default.target" in users
-    assert "ProtectHome=read-only" in users
-    ran: list[list[str]] = []
-    path = service.install("main", user=True, folder=tmp_path, run=lambda c: ran.append(c) or 0)
-    assert path.read_text().startswith("# One Penstock server")
-    assert ran == [["systemctl", "--user", "daemon-reload"]]
-    with pytest.raises(StageError, match="systemd did not take"):
-        service.install("main", user=True, folder=tmp_path, run=lambda c: 1)
-    with pytest.raises(StageError, match=r"instance '\.\./x'"):
-        service.install("../x", user=True, folder=tmp_path)
-
-
-def test_installing_is_refused_in_words_without_systemd(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("shutil.which", lambda name: None)  # type: ignore[misc]
-    with pytest.raises(StageError, match="not started by systemd"):
-        service.check_systemd(user=True)
-
-
-def test_systemd_finds_the_unit_hardened(tmp_path: Path):
-    import shutil
-
-    if shutil.which("systemd-analyze") is None:
-        pytest.skip("needs systemd-analyze (package systemd)")
-    unit = tmp_path / "penstock@main.service"
-    unit.write_text(service.unit_text("/bin/true", user=False))
-    done = subprocess.run(
-        ["systemd-analyze", "security", "--offline=yes", "--threshold=30", "--no-pager", str(unit)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    assert "Overall exposure level" in done.stdout, done.stderr
-    assert done.returncode == 0, done.stdout[-3000:]
-
-
 ENDLESS = """
 penstock: 1
 graph: door
@@ -350,6 +303,29 @@ def test_a_graph_that_runs_all_the_time_is_started_again_when_it_ends(manager: M
     asyncio.run(main())
 
 
+def test_a_graph_that_runs_all_the_time_is_tried_before_it_is_announced(manager: Manager, tmp_path: Path):
+    camera = f"""
+penstock: 1
+graph: door
+nodes:
+  cam: {{use: file.in, path: {tmp_path}/no-camera.mp4}}
+  out: {{use: webrtc.out, in: {{video: cam.video}}}}
+"""
+
+    async def main() -> None:
+        graphs = {"door": compile_test(camera), "steady": compile_test(STEADY)}
+        served = Daemon(graphs, port=0, notifier=manager.notifier(), start=["door", "steady"])
+        told: list[dict[str, str]] = []
+        task = asyncio.create_task(served.run(lambda url, broken: told.append(dict(broken))))
+        await until(lambda: bool(told))
+        assert told == [{"door": f"node 'cam': no file '{tmp_path}/no-camera.mp4'"}]
+        assert manager.read()[-1] == f"STATUS=1 session; {served.server.url}; cannot start: door"
+        served.stop()
+        await within(task)
+
+    asyncio.run(main())
+
+
 def test_an_endless_graph_does_not_hold_up_a_drain(manager: Manager):
     async def main() -> None:
         served = Daemon(
@@ -371,13 +347,3 @@ def test_an_endless_graph_does_not_hold_up_a_drain(manager: Manager):
 def test_a_graph_that_needs_a_client_cannot_run_all_the_time(manager: Manager):
     with pytest.raises(StageError, match="needs a client for its live ends"):
         Daemon({"loopback": load(GRAPHS / "loopback.yaml")}, start=["loopback"])
-
-
-def test_the_services_folder_names_the_graphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delenv("CONFIGURATION_DIRECTORY", raising=False)
-    assert library.configured() == []
-    monkeypatch.setenv("CONFIGURATION_DIRECTORY", str(tmp_path))
-    assert library.configured() == []
-    (tmp_path / "b.yaml").write_text("")
-    (tmp_path / "a.yaml").write_text("")
-    assert library.configured() == [str(tmp_path / "a.yaml"), str(tmp_path / "b.yaml")]

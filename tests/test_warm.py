@@ -41,3 +41,23 @@ nodes:
             await rig.show(picture())
 
     play(rig, scenario)
+
+
+def test_cameras_and_files_are_left_alone_while_the_rest_is_tried(tmp_path: Path) -> None:
+    written, broken = tmp_path / "kept.vtt", tmp_path / "none.safetensors"
+    written.write_text("of the last run")
+    text = f"""
+penstock: 1
+graph: door
+nodes:
+  cam: {{use: file.in, path: {tmp_path}/no-camera.mp4}}
+  watch: {{use: vlm.stream, in: {{video: cam.video}}}}
+  out: {{use: file.out, path: {written}, in: {{text: watch.answer}}}}
+"""
+    assert asyncio.run(warmed(compile_test(text))) == ""
+    assert written.read_text() == "of the last run"
+    text += f"""
+  restyle: {{use: diffusion.stream, in: cam.video, weights: {broken}, device: cpu}}
+  shown: {{use: webrtc.out, in: {{video: restyle.video}}}}
+"""
+    assert "none.safetensors" in asyncio.run(warmed(compile_test(text)))

@@ -27,6 +27,10 @@ class Autostart:
         self._clock = clock
         self._tasks: list[asyncio.Task[None]] = []
         self._live: dict[str, HeadlessSession] = {}
+        self._untried = set(self.names)
+        self.tried = asyncio.Event()  # each of them once: it runs, or what it lacks is known
+        if not self.names:
+            self.tried.set()
         for name in self.names:
             desk.headless.check(name)
         desk.headless.kept = dict.fromkeys(self.names, clock.now())
@@ -51,10 +55,12 @@ class Autostart:
             try:
                 live = self._live[name] = await self._desk.start(name)
                 self._tell(name, running=True, reason="")
+                self._has_tried(name)
                 await live.session.wait()
                 why = live.session.failure or why
             except StageError as e:
                 why = self._desk.sessions.broken[name] = str(e)
+                self._has_tried(name)
             self._live.pop(name, None)
             if self._clock.now() - began >= STEADY:
                 pause = SECOND
@@ -63,6 +69,11 @@ class Autostart:
             self._desk.headless.kept[name] = self._clock.now() + pause
             await self._clock.sleep(pause)
             pause = min(2 * pause, LONGEST)
+
+    def _has_tried(self, name: str) -> None:
+        self._untried.discard(name)
+        if not self._untried:
+            self.tried.set()
 
     def _tell(self, name: str, *, running: bool, reason: str) -> None:
         fields = {"running": running, "reason": reason}

@@ -106,12 +106,13 @@ class Daemon:
             with self._signals():
                 await self._warm(self.graphs)
                 self.server.tidier.begin()
-                self.notifier.ready(self.status())
-                if on_ready is not None:
-                    on_ready(self.server.url, self.sessions.broken)
                 for bridge in self.bridges:
                     bridge.start()
                 self.autostart.start()
+                await self._either(self.autostart.tried, self._told_to_stop)
+                self.notifier.ready(self.status())
+                if on_ready is not None:
+                    on_ready(self.server.url, self.sessions.broken)
                 feeding = asyncio.create_task(
                     self.notifier.feed(self.clock, self.stuck, self.status), name="notify"
                 )
@@ -129,6 +130,15 @@ class Daemon:
                 await bridge.stop()
             self.pools.close()
             self.watchdog.stop()
+
+    @staticmethod
+    async def _either(*events: asyncio.Event) -> None:
+        waiting = [asyncio.create_task(event.wait(), name="daemon/wait") for event in events]
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in waiting:
+                task.cancel()
 
     async def _warm(self, names: Iterable[str]) -> None:
         for name in names:
