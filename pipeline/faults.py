@@ -116,7 +116,7 @@ class Faults:
         try:
             return parse_duration(value)
         except ValueError as e:
-            self.fault(where, str(e))
+            self.fault(where, f"{where[-1]}: {e}" if where else str(e))
             return 0
 
     def model(

@@ -39,6 +39,8 @@ def picture(snapshot: dict[str, Any]) -> RenderableType:
     parts: list[RenderableType] = [head]
     if not n:
         parts.append(Text("no session runs", style="dim"))
+    for graph, why in snapshot.get("broken", {}).items():
+        parts.append(Text.assemble((f"{graph} cannot start: ", "bold red"), why))
     for session in snapshot["sessions"]:
         parts += [Text(), _session(session)]
     if n > len(snapshot["sessions"]):

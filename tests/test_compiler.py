@@ -61,7 +61,7 @@ def test_a_good_graph_compiles() -> None:
             "6:27: stage 'test.audio': frames: a whole number is expected (got 'many')",
         ),
         ("frames: 5", "frame: 5", "has no key 'frame'; did you mean 'frames'?"),
-        ("budget: 5ms", "budget: 5", "8:35: 5 is not a duration; write a number and a unit"),
+        ("budget: 5ms", "budget: 5", "8:35: budget: 5 is not a duration; write a number and a unit"),
         (
             "every(100ms)",
             "some(100ms)",

@@ -68,6 +68,8 @@ def test_it_shows_sessions_nodes_and_pools_of_a_running_server(capsys: pytest.Ca
             async with aiohttp.ClientSession(server.url, headers=headers) as http:
                 await http.post("/sessions", json={"graph": "sums"})
             (live,) = server.desk.running()
+            server.sessions.graphs["gone"] = live.session.plan  # type: ignore[index]
+            server.sessions.broken["gone"] = "node 'cam': no camera"
             await until(lambda: live.session.runners["sums"].processed > 3)
             async with Remote(server.url, "sesame") as daemon:
                 snapshot = await daemon.snapshot()
@@ -93,11 +95,18 @@ def test_it_shows_sessions_nodes_and_pools_of_a_running_server(capsys: pytest.Ca
     for word in ("1 session ", "sums", "0/2", "main thread", "loop lag"):
         assert word in text
     assert json.loads(capsys.readouterr().out)["server"]["sessions"] == 1
+    assert snapshot["broken"] == {"gone": "node 'cam': no camera"}
 
 
 def test_an_empty_server_and_a_crowded_one_are_shown() -> None:
     server = {"url": "http://x", "sessions": 0, "loop_lag_ms": 0.0, "longest_block_ms": 0.0}
-    assert "no session runs" in shown({"server": server, "sessions": [], "pools": {}})
+    empty = {
+        "server": server,
+        "sessions": [],
+        "pools": {},
+        "broken": {"door": "node 'cam': no device '/dev/video7'"},
+    }
+    assert "no session runs\ndoor cannot start: node 'cam': no device '/dev/video7'" in shown(empty)
     assert "and 40 more sessions" in shown({"server": server | {"sessions": 40}, "sessions": [], "pools": {}})
 
 

@@ -74,7 +74,8 @@ class Remote:
         return answer  # pyright: ignore[reportUnknownVariableType]
 
     async def snapshot(self) -> dict[str, Any]:
-        """All figures at one moment: `server`, `sessions` (the longest running first), `pools`."""
+        """All figures at one moment: `server`, `sessions` (the longest running first), `pools`, `broken`: graphs
+        that cannot start → why."""
         rows = (await self.get("/sessions")).get("sessions")
         if not isinstance(rows, list):
             raise StageError(f"{self.url} is no Penstock server: /sessions has no sessions")
@@ -90,6 +91,8 @@ class Remote:
             focus = (figures.get("transport") or {}).get("focus")
             sessions.append(row | {"nodes": figures["nodes"], "focus": focus})
             pools |= figures.get("pools", {})
+        graphs = (await self.get("/graphs")).get("graphs", [])
+        broken = {row["name"]: row["error"] for row in graphs if row.get("error")}
         metrics = (await self.request("GET", "/metrics")).decode(errors="replace")
         loop = {name: float(value) * 1000 for name, value in _METRIC.findall(metrics)}
         server = {
@@ -99,7 +102,7 @@ class Remote:
             "loop_lag_ms": round(loop.get("lag", 0.0), 1),
             "longest_block_ms": round(loop.get("longest_block", 0.0), 1),
         }
-        return {"server": server, "sessions": sessions, "pools": pools}
+        return {"server": server, "sessions": sessions, "pools": pools, "broken": broken}
 
 
 def unreachable(error: aiohttp.ClientError) -> str:
