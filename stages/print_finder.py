@@ -36,10 +36,8 @@ STILL = 0.4  # of an edge: paper beyond it; codes and pictures are on it too
 LINES = 2  # together, to be print
 HALF_LIFE = 3 * SECOND  # of evidence
 MOST_PER_LOOK = 3
-MOST_LOOKS = (
-    3  # that count: two lines alone are never trusted in full, and what has gone is forgotten in ten seconds
-)
-TRUST = ((4.0, 0.8), (2.0, 0.6), (1.0, 0.45))  # evidence from which on it is trusted so far
+MOST_LOOKS = 3  # that count: what has gone is forgotten in ten seconds
+TRUST = ((2.0, 0.6), (1.0, 0.45))  # evidence from which on it is trusted so far
 FORGOTTEN = 0.5
 SHRINKS = 0.34  # share by which a box that is seen smaller gives way; larger it is at once
 EVERYWHERE = 0.5  # of the picture: nowhere
@@ -58,6 +56,7 @@ class Print:
 class _Seen:
     box: Box
     evidence: float
+    gained: float  # the most in one look
     at: int
 
 
@@ -77,16 +76,17 @@ class PrintMemory:
             known = max(self._seen, key=lambda s: common(s.box, one.box), default=None)
             if known is not None and common(known.box, one.box) > 0.3:
                 known.box = _follow(known.box, one.box)
-                known.evidence = max(known.evidence, min(known.evidence + gained, gained * MOST_LOOKS))
+                known.gained = max(known.gained, gained)
+                known.evidence = min(known.evidence + gained, known.gained * MOST_LOOKS)
             else:
-                self._seen.append(_Seen(one.box, gained, now))
+                self._seen.append(_Seen(one.box, gained, gained, now))
         self._seen = sorted((s for s in self._seen if s.evidence >= FORGOTTEN), key=lambda s: -s.evidence)[
             :MOST_SURFACES
         ]
         if not self._seen:
             return None
         confidence = _trust(self._seen[0].evidence)
-        boxes = [s.box for s in self._seen if _trust(s.evidence) >= min(confidence, TRUST[1][1])]
+        boxes = [s.box for s in self._seen if _trust(s.evidence) >= confidence]
         if not confidence or sum(w * h for _, _, w, h in boxes) > EVERYWHERE:
             return None
         return boxes, confidence

@@ -12,14 +12,14 @@ from penstock.pipeline.pixels import i420_from_rgb, i420_planes
 from penstock.transport.crop_track import STRIP, Cells, Stamp, pasted, pixels_of, read_stamp
 from penstock.transport.edge_crop import choose, context_of, crop_of, follow
 from penstock.transport.edge_sender import EdgeSender
-from penstock.transport.importance import GRID_H, GRID_W, Box, ImportanceMap, grid_of
+from penstock.transport.importance import GRID_H, GRID_W, Box, ImportanceMap, Source, grid_of
 from penstock.transport.rt_messages import Caps, Imp, Rate, parse
 
 W, H = 640, 480
 
 
-def map_of(box: Box, confidence: float = 0.9) -> ImportanceMap:
-    return ImportanceMap(grid_of([box]), confidence, 0)
+def map_of(box: Box, confidence: float = 0.9, source: Source = Source.boxes) -> ImportanceMap:
+    return ImportanceMap(grid_of([box]), confidence, 0, source=source)
 
 
 def frame(pts: int = 0, width: int = W, height: int = H) -> VideoFrame:
@@ -38,6 +38,7 @@ def test_the_cells_that_matter_are_chosen_and_no_fewer_than_hold_a_stamp() -> No
     [
         (None, 0),
         (map_of((0, 0, 0.5, 0.5), confidence=0.5), 0),  # 5 steps: a guess
+        (map_of((0, 0, 0.5, 0.5), source=Source.detector), 0),
         (map_of((0, 0, 0.5, 0.5)), 30 * SECOND),  # faded
         (map_of((0, 0, 0.9, 0.9)), 0),  # nearly all of it
     ],
@@ -101,7 +102,7 @@ def test_what_was_granted_is_divided_among_both_tracks() -> None:
     sender.picture(frame())
     assert sender.cells is None
     assert sender.out.fps == 5
-    sender.receive(Imp(grid_of([(0, 0, 0.5, 0.5)]), 0.9, seq=1, ttl_ms=1500).pack())
+    sender.receive(Imp(grid_of([(0, 0, 0.5, 0.5)]), 0.9, seq=1, ttl_ms=1500, source=Source.user).pack())
     sender.picture(frame(SECOND))
     assert sender.cells is not None
     assert (sender.crop_out.fps, sender.out.fps) == (5, 1)

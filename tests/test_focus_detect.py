@@ -52,13 +52,13 @@ def test_a_code_is_found_where_it_is() -> None:
     assert Detectors().codes(desk()) is None
 
 
-def test_print_is_found_before_codes_and_trusted_more_with_each_look() -> None:
+def test_print_is_found_before_codes() -> None:
     gray = with_code()
     for row in range(3):
         cv2.putText(gray, "SERIAL 4711-0815", (380, 360 + 30 * row), cv2.FONT_HERSHEY_SIMPLEX, 0.7, 20, 2)
     detectors = Detectors()
     found = [detectors.text(gray, k * SECOND) for k in range(3)]
-    assert [f and (f["confidence"], f["found"]) for f in found] == [(0.6, True), (0.8, True), (0.8, True)]
+    assert [f and (f["confidence"], f["found"]) for f in found] == [(0.6, True)] * 3
     assert found[0] is not None
     x, y, w, h = found[0]["boxes"][0]
     assert x * 640 <= 385

@@ -37,7 +37,9 @@ NAMES = {  # of an event's `source`
     "reporter": Source.detector,
 }
 DETECTOR_DQP = 6  # blind detectors are wrong too often for more (docs/bitrate.md)
-FOUND_DQP = DQP_MOST  # … but for one that knows what it found: there its confidence decides
+FOUND_DQP = (
+    12  # … but for one that knows what it found; at 24 other print than what is meant hid that for good
+)
 MAX_BOXES = 32
 
 

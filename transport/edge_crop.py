@@ -13,7 +13,7 @@ import numpy as np
 from ..pipeline.frame import VideoFrame
 from ..pipeline.pixels import i420_from_rgb, i420_planes
 from .crop_track import BLOCK, COLUMNS, STRIP, Cells, pixels_of, stamped_i420
-from .importance import GRID_H, GRID_W, ImportanceMap
+from .importance import GRID_H, GRID_W, ImportanceMap, Source
 
 SENT_FROM = (
     6.0  # steps of the quantiser from which on a crop is dared: what is only guessed stays in the picture
@@ -28,8 +28,8 @@ def choose(
     last: Cells | None, found: ImportanceMap | None, now: int, width: int, height: int
 ) -> Cells | None:
     """The crop to send of a picture of that size, `last` being the one before; None for the whole picture."""
-    if found is None or not width or found.dqp(now) < SENT_FROM:
-        return None
+    if found is None or not width or found.source == Source.detector or found.dqp(now) < SENT_FROM:
+        return None  # detectors would never again see what is not in their crop
     rows, columns = np.nonzero(found.grid.astype(int) * 2 >= int(found.grid.max()))
     left, right, top, bottom = (int(v) for v in (columns.min(), columns.max(), rows.min(), rows.max()))
     # no less than holds a stamp

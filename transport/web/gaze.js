@@ -4,7 +4,7 @@
 // user chooses, in place of the whole picture what matters as a track of its own beside a small context, or a background
 // that is held still (sent.js).
 
-import { CAPS, COLUMNS, LOOK, NO_STILL, ROWS, STILL, VERSION, boxOf, read, stepsOf } from "./importance.js";
+import { CAPS, COLUMNS, DETECTOR, LOOK, NO_STILL, ROWS, STILL, VERSION, boxOf, read, stepsOf } from "./importance.js";
 import { Cropped, Held } from "./sent.js";
 
 const CANVAS = 3; // our kind of regions, of CAPS
@@ -217,7 +217,9 @@ export class Gaze {
 
   #choose() {
     const map = this.#map;
-    let way = this.#raw && stepsOf(map, performance.now()) >= SENT_FROM ? this.way : "whole";
+    // detectors would never again see what is not in their crop
+    const trusted = map?.source !== DETECTOR && stepsOf(map, performance.now()) >= SENT_FROM;
+    let way = this.#raw && trusted ? this.way : "whole";
     if (way === "crop" && !this.#link?.crops) way = "held"; // a server that takes one track only
     const cells = way === "crop" ? Cropped.choose(this.cropping ? this.#sent.cells : null, map, this.#camera) : null;
     if (way === "crop" && !cells) way = "whole"; // nearly all of it matters

@@ -2,6 +2,7 @@
 
 export const VERSION = 1;
 export const IMP = 1, RATE = 2, CAPS = 3, STILL = 4, NO_STILL = 5, LOOK = 6;
+export const DETECTOR = 3; // of a map's source
 export const COLUMNS = 16, ROWS = 9;
 const HALF_LIFE_MS = 3000;
 const STEPS = [[0.8, 24], [0.6, 12], [0.4, 5]]; // confidence → steps of the quantiser, as every sender does
