@@ -90,7 +90,8 @@ def list_tokens(file: File = None) -> None:
     tokens = _file(file)
     found = tokens.tokens()
     if not found:
-        typer.echo(f"{tokens.path} has no tokens", err=True)
+        here = "has no tokens" if tokens.path.exists() else "is not there; `penstock token create` makes it"
+        typer.echo(f"{tokens.path} {here}", err=True)
         return
     now = MonotonicClock().wall() // SECOND
     table = Table("name", "scopes", "created", "expires", "limits", box=None, header_style="bold")

@@ -37,7 +37,12 @@ def _silent_end(node: NodePlan) -> Binding:
     return bind
 
 
-async def _loaded(node: str, stage: Stage, clock: Clock) -> None:
+async def loaded(session: Session) -> None:
+    """Until what its stages load beside their `setup` is there, up to BACKGROUND. Raises: StageError."""
+    await asyncio.gather(*(_loaded(runner.node, runner.stage) for runner in session.runners.values()))
+
+
+async def _loaded(node: str, stage: Stage) -> None:
     try:
         async with asyncio.timeout(BACKGROUND / SECOND):
             await stage.loaded()
@@ -59,9 +64,7 @@ async def warm(plan: Plan, clock: Clock, make: Any = Session) -> str:
     session: Session = make(plan, f"warm-{plan.name}", clock, bindings=ends)
     try:
         await session.start()
-        await asyncio.gather(
-            *(_loaded(runner.node, runner.stage, clock) for runner in session.runners.values())
-        )
+        await loaded(session)
     except StageError as e:
         log.error("graph %s cannot start: %s", plan.name, e)
         return str(e)

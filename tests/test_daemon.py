@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 from client import GRAPHS, Client, until, within
+from diffusion_rig import random_weights
 from graphs import compile_test
 from penstock.pipeline.clock import MS, SECOND, ManualClock
 from penstock.pipeline.compiler import load
@@ -164,6 +165,14 @@ nodes:
             assert status == 503
             assert health["error"].startswith(f"no graph can start: restyle: {why}")
             served.graphs["loopback"] = loopback
+            for content, left in ((b"\x08", ["restyle"]), (random_weights(tmp_path).read_bytes(), [])):
+                weights.write_bytes(content)  # it starts, and loads in the background
+                client = Client()
+                await client.connect(served.server.url, "restyle")
+                await until(lambda: not served._tasks, 60)  # pyright: ignore[reportPrivateUsage]
+                assert list(served.sessions.broken) == left
+                await client.pc.close()
+            served.sessions.broken["restyle"] = why
             path.write_text(
                 (GRAPHS / "loopback.yaml").read_text().replace("graph: loopback", "graph: restyle")
             )

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import signal
 import socket
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,10 +17,12 @@ from ..pipeline.graph import Plan
 from ..pipeline.notify import Notifier
 from ..pipeline.pools import Pools
 from ..pipeline.session import Session
-from ..pipeline.warm import warm
+from ..pipeline.stage import StageError
+from ..pipeline.warm import loaded, warm
 from ..pipeline.watchdog import LoopWatchdog
 from .autostart import Autostart
-from .live_session import SessionFactory
+from .headless import HeadlessSession
+from .live_session import LiveSession, SessionFactory
 from .mqtt_bridge import bridges
 from .peer import Peer
 from .reloader import Reloader
@@ -89,7 +91,8 @@ class Daemon:
         self.bridges = bridges(self.graphs, self.server.desk)
         self.server.metrics.links = [bridge.link for bridge in self.bridges]
         self._told_to_stop = asyncio.Event()
-        self._reloads: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.server.desk.on_opened.append(self._opened)
 
     def stop(self) -> None:
         """Begin to drain."""
@@ -121,7 +124,7 @@ class Daemon:
         finally:
             if feeding is not None:
                 feeding.cancel()
-            for task in self._reloads:
+            for task in self._tasks:
                 task.cancel()
             self.autostart.stop()
             self.notifier.stopping("stopping")
@@ -147,8 +150,26 @@ class Daemon:
             await self._try(name)
         self.server.not_ready = ""
 
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _opened(self, live: LiveSession | HeadlessSession) -> None:
+        if live.graph in self.sessions.broken:
+            self._spawn(self._look(live), f"{live.id}/look")
+
+    async def _look(self, live: LiveSession | HeadlessSession) -> None:
+        """A graph that could not start has: is it whole now, with what its stages load in the background?"""
+        try:
+            await loaded(live.session)
+        except StageError as e:
+            self.sessions.broken[live.graph] = str(e)
+        else:
+            self.sessions.broken.pop(live.graph, None)
+
     async def _try(self, name: str) -> None:
-        """What it says of a graph holds until the next try, or until a session of it has started."""
+        """What it says of a graph holds until the next try, or until a session of it runs as a whole."""
         if why := await warm(self.graphs[name], self.clock, self._factory):
             self.sessions.broken[name] = why
         else:
@@ -192,9 +213,7 @@ class Daemon:
 
     def reload(self) -> None:
         """Read the graph files again, on a thread, and apply what changed."""
-        task = asyncio.create_task(self._reload(), name="reload")
-        self._reloads.add(task)
-        task.add_done_callback(self._reloads.discard)
+        self._spawn(self._reload(), "reload")
 
     async def _reload(self) -> None:
         self.notifier.reloading(self.clock)

@@ -114,7 +114,6 @@ class Desk:
         }
 
     def _opened(self, live: LiveSession | HeadlessSession) -> None:
-        self.sessions.broken.pop(live.graph, None)  # what was missing has come
         live.session.listen(self.bus.forward(live.graph, live.id))
         self.bus.publish("opened", session=live.id, graph=live.graph, node="session")
         for told in self.on_opened:

@@ -54,7 +54,7 @@ class Sessions:
         self.resumed = 0  # times a client came back
         self.evicted = 0  # sessions whose client was away, for new ones
         self.live: dict[str, LiveSession] = {}
-        self.broken: dict[str, str] = {}  # graphs that could not start when last tried without a client → why
+        self.broken: dict[str, str] = {}  # graphs that could not start when last tried → why
         self.opened: Callable[[LiveSession], None] = lambda live: None
         self.closed: Callable[[LiveSession], None] = lambda live: None
         self.make_peer = make_peer
