@@ -11,6 +11,7 @@ from .clock import SECOND, Clock
 from .errors import of_node
 from .frame import Frame
 from .graph import NodePlan, Plan
+from .row_pool import error_words
 from .session import Binding, Session
 from .stage import Outputs, Stage, StageError
 
@@ -68,6 +69,11 @@ async def warm(plan: Plan, clock: Clock, make: Any = Session) -> str:
     except StageError as e:
         log.error("graph %s cannot start: %s", plan.name, e)
         return str(e)
+    except (
+        Exception
+    ) as e:  # the boundary: a stage's own fault must not keep the other graphs from being served
+        log.exception("graph %s cannot start", plan.name)
+        return error_words(e)
     finally:
         await session.close("warm")
     return ""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from diffusion_rig import Rig, picture, play, random_weights
-from graphs import compile_test
+from graphs import AudioWork, compile_test
 from penstock.pipeline.clock import LoopClock
 from penstock.pipeline.errors import LastingError
 from penstock.pipeline.graph import Plan
@@ -41,6 +42,23 @@ nodes:
             await rig.show(picture())
 
     play(rig, scenario)
+
+
+def test_a_stage_that_breaks_is_told_and_stops_nothing_else() -> None:
+    class Work(AudioWork):
+        async def setup(self) -> None:
+            raise KeyError("weights")
+
+    plan = compile_test("""
+penstock: 1
+graph: chain
+nodes:
+  mic:  {use: test.audio, frames: 50}
+  work: {use: test.work, in: mic.audio}
+  out:  {use: test.sink, in: work.audio}
+""")
+    work = replace(plan.nodes["work"], cls=Work)
+    assert asyncio.run(warmed(replace(plan, nodes={**plan.nodes, "work": work}))) == "KeyError: 'weights'"
 
 
 def test_cameras_and_files_are_left_alone_while_the_rest_is_tried(tmp_path: Path) -> None:

@@ -7,17 +7,17 @@ import contextlib
 import logging
 import signal
 import socket
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from ..pipeline.clock import MS, SECOND, Clock, MonotonicClock
+from ..pipeline.errors import one_line
 from ..pipeline.graph import Plan
 from ..pipeline.notify import Notifier
 from ..pipeline.pools import Pools
 from ..pipeline.session import Session
-from ..pipeline.stage import StageError
 from ..pipeline.warm import loaded, warm
 from ..pipeline.watchdog import LoopWatchdog
 from .autostart import Autostart
@@ -107,7 +107,7 @@ class Daemon:
             self.notifier.status("warming up")
             await self.server.start()
             with self._signals():
-                await self._warm(self.graphs)
+                await self._warm()
                 self.server.tidier.begin()
                 for bridge in self.bridges:
                     bridge.start()
@@ -143,8 +143,8 @@ class Daemon:
             for task in waiting:
                 task.cancel()
 
-    async def _warm(self, names: Iterable[str]) -> None:
-        for name in names:
+    async def _warm(self) -> None:
+        for name in self.graphs:
             self.server.not_ready = f"warming up {name}"
             self.notifier.status(self.server.not_ready)
             await self._try(name)
@@ -163,8 +163,8 @@ class Daemon:
         """A graph that could not start has: is it whole now, with what its stages load in the background?"""
         try:
             await loaded(live.session)
-        except StageError as e:
-            self.sessions.broken[live.graph] = str(e)
+        except Exception as e:  # noqa: BLE001 - the boundary: the session tells it, this only keeps the book
+            self.sessions.broken[live.graph] = one_line(e)
         else:
             self.sessions.broken.pop(live.graph, None)
 
