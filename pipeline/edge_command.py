@@ -51,7 +51,7 @@ def edge(
         Send,
         typer.Option(
             help="regions: the whole picture, finer where it matters; crop: only what matters, and all else small "
-            "and once a second, for half the bits",
+            "and once a second, for half the CPU",
             envvar="PENSTOCK_SEND",
         ),
     ] = Send.regions,

@@ -43,13 +43,16 @@ def choose(
 
 
 def follow(last: Cells | None, wanted: Cells) -> Cells | None:
-    """The last crop's size while it still fits, so that encoders need not begin anew; None: nearly all is wanted."""
+    """No smaller than the last crop, so that encoders seldom begin anew; None: nearly all is wanted."""
     x, y, w, h = wanted
     if w * h > MOST * GRID_W * GRID_H:
         return None
-    if last is None or w > last[2] or h > last[3] or last[2] * last[3] > 2 * w * h:
+    wide, high = (max(w, last[2]), max(h, last[3])) if last is not None else (w, h)
+    if last is None or wide * high > 2 * w * h:
         return wanted
-    return _into(last[0], last[2], x, w), _into(last[1], last[3], y, h), last[2], last[3]
+    x = min(GRID_W - wide, _into(last[0], wide, x, w))
+    y = min(GRID_H - high, _into(last[1], high, y, h))
+    return x, y, wide, high
 
 
 def _into(at: int, size: int, start: int, length: int) -> int:

@@ -13,12 +13,13 @@ export const CONTEXT_MS = 1000;
 /** The least cells that hold a stamp's 128 pixels, in a picture of that size. */
 export const leastCells = (width, height) => ({ w: Math.ceil((PER_ROW * BLOCK * COLUMNS) / width), h: Math.ceil((2 * STRIP * ROWS) / height) });
 
-/** The crop to send now: the last one while it still fits, so that encoders need not begin anew; null for the whole picture. */
+/** The crop to send now: no smaller than the last one, so that encoders seldom begin anew; null for the whole picture. */
 export function follow(last, wanted) {
   if (!wanted || wanted.w * wanted.h > MOST * COLUMNS * ROWS) return null;
-  if (!last || wanted.w > last.w || wanted.h > last.h || last.w * last.h > 2 * wanted.w * wanted.h) return wanted;
-  const into = (at, size, from, length) => Math.min(Math.max(at, from + length - size), from);
-  return { x: into(last.x, last.w, wanted.x, wanted.w), y: into(last.y, last.h, wanted.y, wanted.h), w: last.w, h: last.h };
+  const w = Math.max(wanted.w, last?.w ?? 0), h = Math.max(wanted.h, last?.h ?? 0);
+  if (w * h > 2 * wanted.w * wanted.h) return wanted;
+  const into = (at, size, from, length, most) => Math.min(most - size, Math.max(at, from + length - size), from);
+  return { x: into(last?.x ?? wanted.x, w, wanted.x, wanted.w, COLUMNS), y: into(last?.y ?? wanted.y, h, wanted.y, wanted.h, ROWS), w, h };
 }
 
 function crc8(bytes) {
