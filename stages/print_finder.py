@@ -67,7 +67,7 @@ class PrintMemory:
         self._seen: list[_Seen] = []
 
     def look(self, found: Sequence[Print], now: int) -> tuple[list[Box], float] | None:
-        """found: of the picture of `now`, ns. Returns the surfaces that are trusted and how far, or None."""
+        """found: of the picture of `now`, ns. Returns the surfaces that are trusted, and how far the best is; or None."""
         for seen in self._seen:
             seen.evidence *= 0.5 ** (max(0, now - seen.at) / HALF_LIFE)
             seen.at = now
@@ -86,7 +86,8 @@ class PrintMemory:
         if not self._seen:
             return None
         confidence = _trust(self._seen[0].evidence)
-        boxes = [s.box for s in self._seen if _trust(s.evidence) >= confidence]
+        # weaker ones too: what is left out is starved, and then it is never seen well enough to be let in
+        boxes = [s.box for s in self._seen if _trust(s.evidence)]
         if not confidence or sum(w * h for _, _, w, h in boxes) > EVERYWHERE:
             return None
         return boxes, confidence
