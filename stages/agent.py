@@ -20,6 +20,13 @@ _CLOSE = 0.78
 _CLOSE_SHORT = 0.7
 _SHORT = 5  # characters
 
+_PARTS_OF_DAY = (  # before which hour
+    (12, "in the morning"),
+    (17, "in the afternoon"),
+    (21, "in the evening"),
+    (24, "at night"),
+)
+
 _UNDERSTANDS = (
     'I know a few things: ask "what time is it" or "what do you see", name a style such as '
     '"pencil sketch", "neon" or "normal", or say "stop".'
@@ -105,11 +112,10 @@ class CommandsAgent(Stage):
     def _time(self) -> str:
         moment = datetime.fromtimestamp(self.ctx.clock.wall() / SECOND, UTC).astimezone(self._zone)
         hour = moment.hour % 12 or 12
-        half = (
-            "in the morning" if moment.hour < 12 else "in the afternoon" if moment.hour < 18 else "at night"
-        )
-        minute = f" {moment.minute:02d}" if moment.minute else " o'clock"
-        return f"It is {hour}{minute} {half}.".replace(" 0", " oh ")
+        part = next(words for end, words in _PARTS_OF_DAY if moment.hour < end)
+        if not moment.minute:
+            return f"It is {hour} o'clock {part}."
+        return f"It is {hour}:{moment.minute:02d} {part}."
 
     def _describe(self) -> str:
         if self._seen is None:

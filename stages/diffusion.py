@@ -20,7 +20,7 @@ from ..models.similarity import SimilarityFilter, Thumbnail, thumbnail
 from ..models.stream_model import MAX_STEPS, Entry, Finished
 from ..pipeline.clock import NEVER, SECOND
 from ..pipeline.degrade import parse_ladder
-from ..pipeline.frame import Frame, Gap, VideoFrame
+from ..pipeline.frame import Frame, Gap, TokenFrame, VideoFrame
 from ..pipeline.pixels import with_rgb
 from ..pipeline.rows import Demand, Row
 from ..pipeline.stage import (
@@ -37,6 +37,7 @@ from ..pipeline.stage import (
 )
 from .diffusion_params import DiffusionOptions, DiffusionParams
 from .diffusion_rows import DiffusionRows, Step, Stream, load
+from .told_prompt import PROMPT, ToldPrompt
 
 LATE = SECOND  # after capture, for pictures without a deadline
 CUT = 3 * SECOND  # between two pictures: the scene before is forgotten
@@ -62,9 +63,9 @@ def _look(frame: VideoFrame) -> Thumbnail:
 
 
 class DiffusionStream(Stage):
-    """Draws each picture anew by a prompt, in the pool."""
+    """Draws each picture anew by a prompt, in the pool. A line on `prompt` becomes the prompt."""
 
-    ports = Ports({"video": In(VideoFrame)}, {"video": Out(VideoFrame)})
+    ports = Ports({"video": In(VideoFrame), "prompt": PROMPT}, {"video": Out(VideoFrame)})
     Options = DiffusionOptions
     Params = DiffusionParams
     # with a camera of 30 fps: 22 fps, fewer steps, three quarters of the side, 15 fps, half the side
@@ -73,6 +74,7 @@ class DiffusionStream(Stage):
 
     async def setup(self) -> None:
         self.skipped = self.replaced = self.late = self.passed = self.dropped = 0  # pictures
+        self._told = ToldPrompt(self.ctx, self.options.model)
         self._mail: list[VideoFrame] = []  # the newest that wait: one, or a chunk
         self._out: Outputs | None = None
         self._wake, self._idle, self._loaded = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -144,6 +146,8 @@ class DiffusionStream(Stage):
     # ------------------------------------------------------------ pictures in
 
     def process(self, port: str, frame: Frame, out: Outputs) -> Awaitable[None] | None:
+        if isinstance(frame, TokenFrame):
+            return self._told.hear(frame)
         assert isinstance(frame, VideoFrame)
         if self.params.paused:
             return None

@@ -13,6 +13,7 @@ from ..models import stream_models
 from ..models.stream_model import MAX_STEPS, STEADY, Settings, Switch, fitted
 from ..pipeline.stage import NoFields
 from ..pipeline.units import Device
+from .told_prompt import LONGEST
 
 
 def _camera(size: str) -> str:
@@ -94,11 +95,11 @@ class DiffusionParams(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    prompt: Annotated[str, Field(title="Prompt", max_length=20_000)] = ""
+    prompt: Annotated[str, Field(title="Prompt", max_length=LONGEST)] = ""
     negative_prompt: Annotated[
-        str, Field(title="Negative prompt", max_length=20_000, description="Counts when guidance is not 1")
+        str, Field(title="Negative prompt", max_length=LONGEST, description="Counts when guidance is not 1")
     ] = ""
-    blend_prompt: Annotated[str, Field(title="Second prompt", max_length=20_000)] = ""
+    blend_prompt: Annotated[str, Field(title="Second prompt", max_length=LONGEST)] = ""
     blend: Annotated[float, Field(title="Blend", ge=0, le=1, description="Share of the second prompt")] = 0.0
     strength: Annotated[float, Field(title="Strength", ge=0, le=1)] = 1.0
     steps: Annotated[int, Field(title="Steps", ge=1, le=MAX_STEPS)] = 1

@@ -65,8 +65,8 @@ def test_a_typed_style_is_set(line: str, style: str) -> None:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("what time is it", "It is 3 oh 5 in the afternoon."),
-        ("waht tiem is it?", "It is 3 oh 5 in the afternoon."),
+        ("what time is it", "It is 3:05 in the afternoon."),
+        ("waht tiem is it?", "It is 3:05 in the afternoon."),
         ("hello", "Hello!"),
         ("what can you do", "pencil sketch"),
         ("thanks", "welcome"),
@@ -143,7 +143,12 @@ def test_an_unknown_timezone_is_named() -> None:
 
 @pytest.mark.parametrize(
     ("hour", "words"),
-    [(0, "12 o'clock in the morning"), (12, "12 o'clock in the afternoon"), (23, "11 o'clock at night")],
+    [
+        (0, "12 o'clock in the morning"),
+        (12, "12 o'clock in the afternoon"),
+        (17, "5 o'clock in the evening"),
+        (21, "9 o'clock at night"),
+    ],
 )
 def test_full_hours_are_said_as_people_do(hour: int, words: str) -> None:
     assert words in typed(agent(FakeContext(ManualClock(hour * 3600 * SECOND))), "time")

@@ -148,7 +148,10 @@ def test_graphs_tell_their_nodes_and_schemas():
             graph = await get(session, "/graphs/steady")
             assert graph["slo_ms"] == {"caption": 300.0}
             assert graph["takes"] == []
-            assert (await get(session, "/graphs/loopback"))["takes"] == ["audio", "video"]
+            assert graph["gives"] == []
+            loopback = await get(session, "/graphs/loopback")
+            assert loopback["takes"] == loopback["gives"] == ["audio", "text", "video"]
+            assert not loopback["captions"]
             work = next(n for n in graph["nodes"] if n["name"] == "work")  # type: ignore[attr-defined]
             assert work["inputs"] == [{"port": "audio", "from": "mic.audio"}]
             assert work["budget_ms"] == 5

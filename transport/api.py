@@ -25,7 +25,7 @@ from .api_body import json_response, read
 from .desk import Desk, NoSuchSession
 from .event_stream import stream
 from .guard import caller_of
-from .live_session import media_of
+from .live_session import media_of, words_of
 from .metrics import CONTENT_TYPE, Metrics
 from .openapi import Route, describe
 
@@ -162,12 +162,15 @@ class Api:
         return json_response(self._graph_row(name, plan) | {"slo_ms": slo, "nodes": nodes})
 
     def _graph_row(self, name: str, plan: Plan) -> dict[str, Any]:
+        (takes, gives), words = media_of(plan), words_of(plan)
         return {
             "name": name,
             "title": plan.title,
             "about": plan.about,
             "default": name == self.desk.sessions.default,
-            "takes": sorted(media_of(plan)[0]),
+            "takes": sorted(takes | {"text"} if words.reads else takes),
+            "gives": sorted(gives | {"text"} if words.gives else gives),
+            "captions": words.captions,
             "error": self.desk.broken.get(name, ""),
         }
 

@@ -123,7 +123,9 @@ class GraphRow(BaseModel):
     title: str
     about: str
     default: bool
-    takes: list[Literal["audio", "video"]] = Field(description="the media that it reads of a client")
+    takes: list[Literal["audio", "text", "video"]] = Field(description="what it reads of a client")
+    gives: list[Literal["audio", "text", "video"]] = Field(description="what it sends to one")
+    captions: bool = Field(description="it sends what it hears a client say as text")
     error: str = Field(
         description="why it could not start when last tried; empty when nothing is known against it"
     )

@@ -10,6 +10,7 @@ import logging
 import math
 import secrets
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -49,7 +50,7 @@ class Gone(Exception):
 
 
 def media_of(plan: Plan) -> tuple[frozenset[str], frozenset[str]]:
-    """The kinds of media ("audio", "video") that a graph takes from and gives to its peer."""
+    """The kinds of media ("audio", "video") that a graph takes from and gives to its peer. Text: see `words_of`."""
     takes: set[str] = set()
     gives: set[str] = set()
     for node in plan.nodes.values():
@@ -58,6 +59,26 @@ def media_of(plan: Plan) -> tuple[frozenset[str], frozenset[str]]:
         elif node.use == "webrtc.out":
             gives |= {edge.port for edge in node.inputs} & {"audio", "video"}
     return frozenset(takes), frozenset(gives)
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """reads: a graph reads the lines that its peer types. gives: it sends text. captions: of what the peer says."""
+
+    reads: bool
+    gives: bool
+    captions: bool
+
+
+def words_of(plan: Plan) -> Words:
+    """What a graph does with words. Only recognisers have the ports `partial` and `commit`."""
+    sources = [n.name for n in plan.nodes.values() if n.use == "webrtc.in"]
+    told = [e for e in plan.edges() if e.port == "text" and plan.nodes[e.node].use == "webrtc.out"]
+    return Words(
+        reads=any(plan.uses_port(name, "text") for name in sources),
+        gives=bool(told),
+        captions=any(e.source_port in ("partial", "commit") for e in told),
+    )
 
 
 def pictures_of(peer: Peer) -> Pictures | None:
