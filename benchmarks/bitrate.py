@@ -8,7 +8,7 @@ b90: kb/s at which 90 % of a small display can still be read (`bitrate_methods.p
 seeds; ratios are uniform at 10 pictures a second ÷ the way named, on the same scenes. `oracle` regions are the display's
 true place; `tap` and `rules` are found by the system itself; with `rules_blind` the detectors cannot find what is asked about.
 signs: the same on scenes that the embedded toy VLM can watch (`bitrate_signs.py`): three things with print, one is asked about;
-`attention` is what `vlm.toy` tells of where it looked for its answer, `decoder` the bare attention of its decoder's layers.
+`attention` is where its decoder looks when it is about to answer.
 allocator: twelve sessions share an uplink, in simulation (`bitrate_allocator.py`).
 link, shared: edge clients of this project, one through an impaired link, four through one that they share. Exact, in virtual time
 (`bitrate_virtual.py`: all of it real but sockets), or with --real-time against a server over sockets (`bitrate_link.py`).
@@ -33,7 +33,7 @@ from report import line, note
 
 sys.path.insert(0, str(Path(__file__).parent))
 import bitrate_methods as methods
-from bitrate_found import rules, toy
+from bitrate_found import attention, rules
 from bitrate_methods import Way, oracle, tap, wrong
 from bitrate_scene import SCENES, Shot, render
 
@@ -61,14 +61,16 @@ SIGNS: dict[str, tuple[str, Way, float]] = {  # the same, on the scenes that the
     "uniform": ("H264", Way(), 250),
     "roi": ("H264", Way(10, oracle()), 60),
     "roi_2fps": ("H264", Way(2, oracle()), 22),
-    "attention": ("H264", Way(10, toy()), 72),
-    "attention_2fps": ("H264", Way(2, toy()), 27),
-    "decoder": ("H264", Way(10, toy(decoder=True)), 300),
+    "attention": ("H264", Way(10, attention()), 72),
+    "attention_2fps": ("H264", Way(2, attention()), 27),
     "tap": ("H264", Way(10, tap()), 90),
     "tap_2fps": ("H264", Way(2, tap()), 40),
     "rules": ("H264", Way(10, rules()), 130),
     "rules_2fps": ("H264", Way(2, rules()), 60),
     "rules_blind": ("H264", Way(10, rules(blind=True)), 250),
+    "vp8_uniform": ("VP8", Way(), 270),
+    "vp8_roi": ("VP8", Way(10, oracle()), 110),
+    "vp8_attention": ("VP8", Way(10, attention()), 130),
 }
 RATIOS = {  # name: (uniform, way)
     "roi_ratio": ("uniform", "roi"),
@@ -86,10 +88,10 @@ RATIOS = {  # name: (uniform, way)
     "rules_total_ratio": ("uniform", "rules_2fps"),
     "attention_roi_ratio": ("uniform", "attention"),
     "attention_total_ratio": ("uniform", "attention_2fps"),
-    "decoder_roi_ratio": ("uniform", "decoder"),
     "rules_blind_ratio": ("uniform", "rules_blind"),
     "vp8_roi_ratio": ("vp8_uniform", "vp8_roi"),
     "vp8_total_ratio": ("vp8_uniform", "vp8_roi_2fps"),
+    "vp8_attention_ratio": ("vp8_uniform", "vp8_attention"),
 }
 
 

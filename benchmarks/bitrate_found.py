@@ -11,10 +11,9 @@ import torch
 from bitrate_methods import BASE_FPS, Finder, Seen
 from bitrate_scene import Image, Shot
 from penstock.models.toy_model import WINDOW, ToyModel
-from penstock.models.toy_reading import read
 from penstock.models.toy_world import COLOURS, SIZE
 from penstock.models.vlm_memory import Memory
-from penstock.models.vlm_session import Runner, Say, Take, Talk, VlmSession, draw, importance
+from penstock.models.vlm_session import Runner, Say, Take, Talk, VlmSession, importance
 from penstock.pipeline.clock import SECOND
 from penstock.stages.focus_detect import Detectors
 from penstock.stages.importance import TTL_MS, grid_of
@@ -56,9 +55,9 @@ def _without(gray: Image, shot: Shot) -> Image:
     return gray
 
 
-def toy(decoder: bool = False, every_s: float = 1.0) -> Finder:
-    """The embedded toy VLM watches what is decoded, at 48×48, and is asked where the thing is whose colour the question
-    names; what `vlm.toy` tells of where it looked is the map. decoder: its attention, else the thing that it read."""
+def attention(every_s: float = 1.0) -> Finder:
+    """The embedded toy VLM watches what is decoded, at 48×48; asked where the thing is whose colour the question names, what
+    its decoder looks at is the map, as `vlm.toy` tells it."""
     state: dict[str, Any] = {}
 
     def find(shots: Sequence[Shot], index: int, seen: Seen | None) -> ImportanceMap | None:
@@ -67,18 +66,16 @@ def toy(decoder: bool = False, every_s: float = 1.0) -> Finder:
             state.clear()
             session = VlmSession(model, Memory(176, 96, pictures=WINDOW))
             state.update(attention=Attention(), model=model, runner=Runner(model), session=session, last=-1.0)
-        attention: Attention = state["attention"]
+        current: Attention = state["attention"]
         now = index * SECOND // BASE_FPS
         if seen is not None and index / BASE_FPS - state["last"] >= every_s:
             state["last"] = index / BASE_FPS
             _watch(state["runner"], state["session"], seen, now)
             colour = next(w for w in shots[index].question.split() if w in COLOURS)
-            ask = _attended if decoder else _read_off
-            if (found := ask(state["runner"], state["session"], f"where is {colour}")) is not None:
-                grid, confidence = found
-                fields = {"grid": grid_of(grid), "confidence": min(1.0, confidence), "ttl_ms": TTL_MS}
-                attention.told(fields | {"source": "attention"}, now)
-        return attention.current(now)
+            grid, confidence = _look(state["runner"], state["session"], f"where is {colour}")
+            fields = {"grid": grid_of(grid), "confidence": min(1.0, confidence), "ttl_ms": TTL_MS}
+            current.told(fields | {"source": "attention"}, now)
+        return current.current(now)
 
     return find
 
@@ -89,20 +86,8 @@ def _watch(runner: Runner, session: VlmSession, seen: Seen, now: int) -> None:
     runner.commit(take, runner.forward([take])[0])
 
 
-def _read_off(_: Runner, session: VlmSession, line: str) -> tuple[Any, float] | None:
-    """As the stage answers: the thing that the eye knows by its colour."""
-    newest = session.newest
-    assert newest is not None
-    assert newest.seen is not None
-    assert newest.places is not None
-    found = read(line, newest.seen)
-    if found is None or found.at is None:
-        return None
-    return draw(torch.tensor([1.0]), newest.places[found.at : found.at + 1]).numpy(), found.p
-
-
-def _attended(runner: Runner, session: VlmSession, line: str) -> tuple[Any, float] | None:
-    """Where the decoder's layers look while it is about to answer."""
+def _look(runner: Runner, session: VlmSession, line: str) -> tuple[Any, float]:
+    """Weights over the picture, and how concentrated they are."""
     talk = Talk(session)
     result = runner.forward([Say(talk, runner.model.question(line), tap=True)])[0]
     assert result.looks is not None

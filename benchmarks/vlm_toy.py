@@ -12,15 +12,14 @@ import torch
 from penstock.models.event_log import Event, EventLog
 from penstock.models.toy_model import WINDOW, ToyModel
 from penstock.models.toy_questions import INDEX, SHARES, moment, question
-from penstock.models.toy_reading import read
 from penstock.models.toy_vlm import WEIGHTS
 from penstock.models.toy_world import COLOURS, SHAPES, Happening, Image, World
 from penstock.models.vlm_memory import Memory
 from penstock.models.vlm_session import SCORERS, Runner, Say, Take, Talk, VlmSession
+from penstock.stages.vlm_toy import ToyOptions
 from report import line
 
 _SILENCE, _END = INDEX["<silence>"], INDEX["<end>"]
-READ = ("exist", "color", "shape", "where")  # kinds that the stage reads off the eye, where it sees the thing
 AGES = ((0, 60), (60, 300), (300, 1200), (1200, 4 * 3600))  # seconds
 
 
@@ -42,7 +41,7 @@ class Live:
         speaking: dict[int, list[int]] = {}
         for n, (take, result) in enumerate(zip(takes, results, strict=True)):
             self.runner.commit(take, result)
-            if result.silence is not None and result.silence < 0.5:
+            if result.silence is not None and result.silence < ToyOptions().theta:
                 logits = result.logits.clone()
                 logits[_SILENCE] = -torch.inf
                 speaking[n] = [int(logits.argmax())]
@@ -85,12 +84,6 @@ class Live:
                 words[i].append(result.word)
 
 
-def _read(session: VlmSession, text: str) -> str:
-    newest = session.newest
-    found = read(text, newest.seen) if newest is not None and newest.seen is not None else None
-    return found.answer if found else ""
-
-
 def held_out(model: ToyModel, worlds: int, ticks: int = 64) -> dict[str, float]:
     """Answers by kind and narrations, on worlds that no training saw."""
     live = Live(model, [Memory(176, 96, pictures=WINDOW)] * worlds)
@@ -102,7 +95,6 @@ def held_out(model: ToyModel, worlds: int, ticks: int = 64) -> dict[str, float]:
     looked_up: dict[str, list[bool]] = defaultdict(
         list
     )  # as the stage answers: from the log of its narrations
-    seen_by_eye: dict[str, list[bool]] = defaultdict(list)  # as the stage answers what is there now
     logs = [EventLog(512) for _ in range(worlds)]
     said = true = hit = 0
     for t in range(ticks):
@@ -129,27 +121,19 @@ def held_out(model: ToyModel, worlds: int, ticks: int = 64) -> dict[str, float]:
                 if which:
                     answers = live.ask([asked[i][1] for i in which], which)
                     right[wanted] += [a == asked[i][2] for i, a in zip(which, answers, strict=True)]
-                    if wanted in READ:
-                        seen_by_eye[wanted] += [
-                            (_read(live.sessions[i], asked[i][1]) or a) == asked[i][2]
-                            for i, a in zip(which, answers, strict=True)
-                        ]
                 if wanted in ("left", "came"):
                     for i in which:
                         last_one = logs[i].last(wanted)
                         looked_up[wanted].append((last_one.thing if last_one else "nothing") == asked[i][2])
     table = {k: round(100 * sum(v) / len(v), 1) for k, v in sorted(right.items())}
     from_log = {k: round(100 * sum(v) / len(v), 1) for k, v in looked_up.items()}
-    from_eye = {k: round(100 * sum(v) / len(v), 1) for k, v in seen_by_eye.items()}
-    alone, with_log, qa = (
-        sum(SHARES[k] * t[k] for k in t) / sum(SHARES[k] for k in t)
-        for t in (table, table | from_log, table | from_log | from_eye)
+    alone, qa = (
+        sum(SHARES[k] * t[k] for k in t) / sum(SHARES[k] for k in t) for t in (table, table | from_log)
     )
     looked = {f"{k}_from_log": v for k, v in from_log.items()}
-    looked |= {f"{k}_from_eye": v for k, v in from_eye.items()}
     line(toy="live", worlds=worlds, ticks=ticks, asked=sum(map(len, right.values())), **table, **looked)
     return {
-        "toy_qa": round(qa, 1), "toy_qa_decoder_and_log": round(with_log, 1), "toy_qa_decoder_alone": round(alone, 1), "toy_direction": table.get("moves", 0.0), "toy_motion": table.get("motion", 0.0),
+        "toy_qa": round(qa, 1), "toy_qa_decoder_alone": round(alone, 1), "toy_direction": table.get("moves", 0.0), "toy_motion": table.get("motion", 0.0),
         "toy_event_precision": round(100 * hit / max(1, said), 1),
         "toy_event_recall": round(100 * hit / max(1, true), 1),
     }  # fmt: skip

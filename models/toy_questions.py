@@ -42,6 +42,8 @@ def encode(text: str) -> list[int]:
     """Words → ids. Raises: ValueError naming a word that the toy does not know."""
     ids: list[int] = []
     for word in text.lower().replace("colour", "color").replace("?", " ").split():
+        if word in ("a", "an"):
+            continue
         if word not in INDEX or word.startswith("<"):
             raise ValueError(
                 f"the toy VLM does not know the word {word!r}; ask it, for example, "

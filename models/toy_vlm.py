@@ -130,7 +130,9 @@ def scene(seen: Seen) -> Tensor:
     return torch.cat([p.softmax(-1) for p in seen.scene.split(SCENE_PARTS, 1)], 1)[:, None]
 
 
-class _Block(nn.Module):
+class Block(nn.Module):
+    """Attention over what the cache shows, and a gated MLP."""
+
     def __init__(self, width: int, heads: int, kv_heads: int, hidden: int) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, width // heads
@@ -175,7 +177,7 @@ class Decoder(nn.Module):
         self.words = nn.Embedding(len(WORDS), width)
         self.from_thing = nn.Linear(THING, width)
         self.from_scene = nn.Linear(sum(SCENE_PARTS), width)
-        self.blocks = nn.ModuleList(_Block(width, heads, kv_heads, width * 5 // 2) for _ in range(layers))
+        self.blocks = nn.ModuleList(Block(width, heads, kv_heads, width * 5 // 2) for _ in range(layers))
         self.norm = nn.RMSNorm(width)
         self.rope = Rope(self.head_dim)
         nn.init.normal_(self.words.weight, 0, 0.05)

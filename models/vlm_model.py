@@ -26,7 +26,6 @@ class Picture:
     places: Tensor | None = (
         None  # (n, 3): centre x, y and radius in shares of the picture, of tokens in no grid
     )
-    seen: Tensor | None = None  # (n, k) what the eye itself says of each of them, where it can be read
 
     def keep(self, share: float) -> Tensor | None:
         """Indices, in order, of the share of tokens that matter most, markers always; None where all stay.

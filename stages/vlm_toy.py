@@ -19,14 +19,11 @@ from ..models.decider import Each
 from ..models.event_log import Event, EventLog
 from ..models.toy_model import WINDOW
 from ..models.toy_questions import COLOURS_AND_SHAPES, encode
-from ..models.toy_reading import read
 from ..models.toy_world import COLOURS, SHAPES, SIZE
 from ..models.vlm_memory import Memory
-from ..models.vlm_session import draw
 from ..pipeline.clock import SECOND
 from ..pipeline.frame import EventFrame, Frame, Gap, TokenFrame
 from ..pipeline.stage import Control, Flush, In, Out, Outputs, Ports, Stage, StageError
-from .importance import tell
 from .vlm_answers import NO_WISHES, Voice, tell_answered, tell_spoke_up
 from .vlm_rows import load, toy_rows
 from .vlm_watch import Watch
@@ -60,15 +57,13 @@ class ToyMemory(BaseModel):
 
 
 class ToyOptions(BaseModel):
-    """memory: what is kept. theta: speaks when P(silence) is under it. fps: pictures a second, at most. read: what is there
-    now, its colour, shape and side are read off the eye; False: the decoder is asked, which errs more often."""
+    """memory: what is kept. theta: speaks when P(silence) is under it. fps: pictures a second, at most."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     memory: ToyMemory = ToyMemory()
-    theta: float = Field(default=0.5, gt=0, lt=1)
+    theta: float = Field(default=0.2, gt=0, lt=1)
     fps: float = Field(default=4.0, gt=0, le=100)
-    read: bool = True
     narrate: bool = Field(default=True, description="Say aloud what comes and leaves")
 
 
@@ -155,22 +150,7 @@ class VlmToy(Stage):
                 event = self._log.last(what)
                 tell_answered(frame, out, "measured", kind="log")
                 return event.thing if event else "nothing"
-        return self._read(line, frame, out) or await self._watch.ask(frame, line, out)
-
-    def _read(self, line: str, frame: TokenFrame, out: Outputs) -> str:
-        """What the eye's own reading of the newest picture answers; "" where the model has to be asked."""
-        assert self._watch is not None
-        picture = self._watch.session.newest
-        if not self.options.read or picture is None or picture.seen is None:
-            return ""
-        found = read(line, picture.seen)
-        if found is None:
-            return ""
-        if found.at is not None and picture.places is not None:
-            grid = draw(torch.tensor([1.0]), picture.places[found.at : found.at + 1])
-            out.post("importance", tell(self.ctx, frame, grid.numpy(), found.p, "attention", out.epoch))
-        tell_answered(frame, out, "model", confidence=found.p)
-        return found.answer
+        return await self._watch.ask(frame, line, out)
 
     def _add_wish(self, words: str) -> str:
         """ "red circle comes", "something leaves", "anything red appears"."""

@@ -92,7 +92,7 @@ def test_it_remembers_what_left_in_its_log_and_tells_when_it_was_asked_to() -> N
     play_it(play, narrate=False)
 
 
-def test_what_is_there_now_is_read_off_the_eye() -> None:
+def test_what_is_there_now_is_answered() -> None:
     async def play(stage: VlmToy, context: FakeContext, out: Collected) -> None:
         right: list[bool] = []
         for seed in range(20):
@@ -108,7 +108,7 @@ def test_what_is_there_now_is_read_off_the_eye() -> None:
                     out.frames.clear()
                     at = (100 * seed + 2) * SECOND
                     await feed(stage, "ask", TokenFrame(pts=at, text=asked.capitalize() + "?"), out)
-                    right.append(out.of("answer")[0].text == answer)
+                    right.append("".join(f.text for f in out.of("answer")) == answer)
                     assert 0 < out.of("event")[0].fields["confidence"] <= 1
         assert sum(right) >= 0.93 * len(right)
         assert len(right) > 50
@@ -116,11 +116,10 @@ def test_what_is_there_now_is_read_off_the_eye() -> None:
     play_it(play)
 
 
-@pytest.mark.parametrize("reads", [True, False])
-def test_where_it_looks_is_where_the_thing_is(reads: bool) -> None:
+def test_where_it_looks_is_where_the_thing_is() -> None:
     async def play(stage: VlmToy, context: FakeContext, out: Collected) -> None:
         hits: list[bool] = []
-        for seed in range(12):
+        for seed in range(24):
             world = World((77, seed), rate=0.0)
             ticks = [world.step() for _ in range(3)]
             for t, tick in enumerate(ticks):
@@ -135,10 +134,10 @@ def test_where_it_looks_is_where_the_thing_is(reads: bool) -> None:
             row, column = np.unravel_index(int(grid.argmax()), grid.shape)
             x, y = (column + 0.5) / 16 * 48, (row + 0.5) / 9 * 48
             hits.append(bool(abs(x - thing.x) < 12 and abs(y - thing.y) < 12))
-        assert len(hits) >= 4
-        assert sum(hits) >= 0.5 * len(hits)
+        assert len(hits) >= 8
+        assert sum(hits) >= 0.85 * len(hits)
 
-    play_it(play, read=reads)
+    play_it(play)
 
 
 def test_in_a_session_what_it_sees_is_told_to_all_listeners() -> None:

@@ -3,9 +3,9 @@
     python -m penstock.models.training.toy_vlm --work /tmp/toy
 
 First the eye learns what is in a picture and how it moves (the world knows); then it is frozen, a bank of
-streams is looked at once, and the decoder learns to narrate and to answer from it. Each lesson has the layout
-of the live cache: sinks, old narrations, the last few pictures, then questions as branches that do not see
-each other. Invented old narrations make memory independent of age. Seeded; minutes are CPU time.
+streams is looked at once, and the decoder learns to narrate and to answer from it (`toy_lessons.py`). A question
+about one thing is also told which: the tapped layers learn to look there (supervised attention, 1608.00112).
+Seeded; minutes are CPU time.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -25,45 +25,16 @@ from rich.progress import Progress
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..toy_questions import INDEX, Moment, encode, moment, question
-from ..toy_vlm import CELL_PARTS, CELLS, SCENE_PARTS, TOKENS, WEIGHTS, Eye, Seen, ToyVlm, scene, things
-from ..toy_world import COLOURS, SHAPES, Happening, World
+from ..rope import turn
+from ..toy_questions import Moment
+from ..toy_vlm import CELL_PARTS, CELLS, SCENE_PARTS, THINGS, TOKENS, WEIGHTS, Block, Eye, Seen, ToyVlm, load
+from .toy_lessons import IGNORE, SILENCE, Lesson, Stream, bank, lesson, watch
 
-TICKS = 16  # of a stream in the bank
 QUESTIONS = 16  # of a lesson: they share its pictures
-IGNORE = -100
-SINKS = 4
-_SYS, _LOOK, _SILENCE = INDEX["<sys>"], INDEX["<look>"], INDEX["<silence>"]
-_ASK, _ANSWER, _END = INDEX["<ask>"], INDEX["<answer>"], INDEX["<end>"]
+LOOK_WEIGHT = 0.2  # of the loss that teaches where to look
+LOOK_MASS = 0.2  # of its attention: as much on the thing that is asked about is enough
 _BRIGHT, _MOTION = ("dark", "medium", "bright"), ("none", "little", "much")
 _MAIN = ("gray", "red", "yellow", "green", "blue", "purple")
-
-
-@dataclass(slots=True)
-class Stream:
-    """One stream of the bank, looked at."""
-
-    slots: Tensor  # (16, 4, THING)
-    whole: Tensor  # (16, 1, 12)
-    moments: list[Moment]
-    past: list[Happening]
-
-
-def _chw(images: list[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
-
-
-def watch(seed: tuple[int, ...], ticks: int) -> tuple[Tensor, Tensor, list[Moment], list[Happening]]:
-    """(now, before, moments, happenings) of a fresh world; pictures uint8 (ticks, 3, 48, 48)."""
-    world = World(seed, rate=0.35)
-    images, moments, past = [], [], []
-    for t in range(ticks):
-        tick = world.step()
-        moments.append(moment(tick, images[-1] if t else None))
-        images.append(tick.image)
-        if tick.happening:
-            past.append(tick.happening)
-    return _chw(images), _chw(images[:1] + images[:-1]), moments, past
 
 
 def eye_loss(seen: Seen, moments: list[Moment]) -> Tensor:
@@ -106,73 +77,67 @@ def train_eye(eye: Eye, course: Course) -> None:
         course.learn(eye_loss(Seen(*(part.float() for part in seen)), moments))
 
 
-@torch.no_grad()
-def bank(eye: Eye, count: int, seed: tuple[int, ...], bar: Progress) -> list[Stream]:
-    streams: list[Stream] = []
-    for i in bar.track(range(count), description="looking"):
-        now, before, moments, past = watch((*seed, i), TICKS)
-        seen = eye(now, before)
-        streams.append(Stream(things(seen), scene(seen), moments, past))
-    return streams
+class Gaze:
+    """Records where layers look from: their queries and keys. `with Gaze(model) as gaze: forward …`."""
 
+    def __init__(self, model: ToyVlm) -> None:
+        self._decoder = model.decoder
+        self.found: list[Tensor] = []
 
-@dataclass(slots=True)
-class Lesson:
-    """One sequence. `branch`: -1 for the stream itself, else the question's number."""
+    def __enter__(self) -> Gaze:
+        def keep(module: object, inputs: object, output: Tensor) -> None:
+            self.found.append(output)
 
-    stream: Stream
-    ids: list[int]
-    labels: list[int]
-    branch: list[int]
-    positions: list[int]
-    pictures: list[tuple[int, int]]  # (where its five tokens are, which tick)
-    asked: list[tuple[str, int, list[int]]]  # kind, where the answer is predicted from, its ids
-    looks: list[tuple[int, list[int]]]  # where it may speak, what it should say ([] is silence)
+        self._handles = [
+            cast("Block", block).qkv.register_forward_hook(keep) for block in self._decoder.blocks[:3]
+        ]
+        return self
 
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
 
-def lesson(rng: np.random.Generator, stream: Stream, kinds: tuple[str | None, ...]) -> Lesson:
-    """A moment of the stream as the live cache would hold it."""
-    t = int(rng.integers(0, TICKS))
-    start = max(0, t + 1 - int(rng.integers(4, 9)))
-    out = Lesson(stream, [_SYS] * SINKS, [IGNORE] * SINKS, [-1] * SINKS, [], [], [], [])
-    older: list[Happening] = []
-    for _ in range(min(24, int(rng.geometric(0.2)) - 1)):
-        name = f"{COLOURS[int(rng.integers(6))]} {SHAPES[int(rng.integers(4))]}"
-        older.append(Happening(-1, name, "came" if rng.random() < 0.5 else "left"))
-    past = older + [h for h in stream.past if h.tick <= t]
-    for h in older + [h for h in stream.past if h.tick < start]:
-        words = [*encode(f"{h.name} {h.what}"), _END]
-        out.ids += words
-        out.labels += [IGNORE] * len(words)
-        out.branch += [-1] * len(words)
-    for tick in range(start, t + 1):
-        out.pictures.append((len(out.ids), tick))
-        now = stream.moments[tick].happening
-        say = [*encode(f"{now.name} {now.what}"), _END] if now else []
-        taught = tick - start >= 2 or start == 0  # it sees enough pictures to know
-        out.looks += [(len(out.ids) + TOKENS, say)] if taught else []
-        out.ids += [0] * TOKENS + [_LOOK] + say
-        out.labels += (
-            [IGNORE] * TOKENS + ([*say, IGNORE] if say else [_SILENCE])
-            if taught
-            else ([IGNORE] * (TOKENS + 1 + len(say)))
+    def loss(self, lessons: list[Lesson], positions: Tensor, mask: Tensor) -> Tensor:
+        """positions (B, L), mask (B, L, L). Of questions about one thing, a step a layer: the word that names it looks at it,
+        the question's end at that word, then at the thing itself; and what tells that a thing came or left looks at it. Mean
+        of -log(its share of what its picture's things get), and of what each look lacks to LOOK_MASS of all attention."""
+        about = [(b, *x) for b, one in enumerate(lessons) for x in one.about]
+        told = [(b, *x) for b, one in enumerate(lessons) for x in one.happened]
+        b, named, end, thing = torch.tensor(about, dtype=torch.long).view(-1, 4).T
+        steps = (
+            (0, b, named, thing),
+            (1, b, end, named),
+            (2, b, end, thing),
+            (2, *torch.tensor(told, dtype=torch.long).view(-1, 3).T),
         )
-        out.branch += [-1] * (TOKENS + 1 + len(say))
-    end = len(out.ids)
-    out.positions = list(range(end))
-    for number, kind in enumerate(kinds):
-        asked, q, a = question(rng, stream.moments[t], past, kind)
-        ask, answer = [_ASK, *encode(q), _ANSWER], [*encode(a), _END]
-        out.asked.append((asked, len(out.ids) + len(ask) - 1, answer))
-        out.ids += ask + answer
-        out.labels += [IGNORE] * (len(ask) - 1) + answer + [IGNORE]
-        out.branch += [number] * (len(ask) + len(answer))
-        out.positions += range(end, end + len(ask) + len(answer))
-    return out
+        loss = torch.zeros(())
+        for layer, row, at, to in steps:
+            if not len(row):
+                continue
+            looks = self.looks_of(self.found[layer], row, at, positions, mask)
+            own = looks.gather(1, to[:, None])[:, 0] + 1e-6
+            loss = loss + (LOOK_MASS / own).log().clamp_min(0).mean()
+            if to is not named:
+                where = [lessons[r].picture_of(t) for r, t in zip(row.tolist(), to.tolist(), strict=True)]
+                every = torch.tensor(where)[:, None] + torch.arange(THINGS)
+                loss = loss + ((looks.gather(1, every).sum(1) + 1e-6) / own).log().mean()
+        return loss
+
+    def looks_of(self, found: Tensor, b: Tensor, at: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+        """(n, L): what tokens `at` of rows `b` look at, heads averaged."""
+        d = self._decoder
+        cos, sin = (x[:, None] for x in d.rope.angles(positions))
+        q, k, _ = found.float().split([n * d.head_dim for n in (d.heads, d.kv_heads, d.kv_heads)], -1)
+        q, k = (
+            turn(x.unflatten(-1, (-1, d.head_dim)).transpose(1, 2), cos, sin) for x in (q, k)
+        )  # (B, H, L, D)
+        k = k.repeat_interleave(d.heads // d.kv_heads, 1)
+        scores = torch.einsum("nhd,nhkd->nhk", q[b, :, at], k[b]) * d.head_dim**-0.5
+        return scores.masked_fill(~mask[b, at][:, None], -torch.inf).softmax(-1).mean(1)
 
 
-def forward(model: ToyVlm, lessons: list[Lesson]) -> tuple[Tensor, Tensor]:
-    """→ logits (B, L, words), labels (B, L)."""
+def forward(model: ToyVlm, lessons: list[Lesson], look: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """→ logits (B, L, words), labels (B, L), and the loss of where it looks, 0 unless asked for."""
     length = max(len(x.ids) for x in lessons)
 
     def pad(rows: list[list[int]], value: int) -> Tensor:
@@ -192,21 +157,24 @@ def forward(model: ToyVlm, lessons: list[Lesson]) -> tuple[Tensor, Tensor]:
     decoder = model.decoder
     pictures = decoder.picture(torch.stack(slots), torch.stack(whole)).flatten(0, 1)
     x = decoder.words(ids).index_put((torch.cat(rows), torch.cat(where)), pictures.float())
-    return decoder(x, positions, mask[:, None]), labels
+    if not look:
+        return decoder(x, positions, mask[:, None]), labels, torch.zeros(())
+    with Gaze(model) as gaze:
+        logits = decoder(x, positions, mask[:, None])
+    return logits, labels, gaze.loss(lessons, positions, mask)
 
 
 def train_decoder(model: ToyVlm, streams: list[Stream], course: Course) -> None:
     weight = torch.ones(model.decoder.words.num_embeddings)
-    weight[_SILENCE] = 0.3
+    weight[SILENCE] = 0.3
     kinds = (None,) * QUESTIONS
     for step in course:
         rng = np.random.default_rng((course.seed, 3, step))
         lessons = [lesson(rng, streams[int(rng.integers(len(streams)))], kinds) for _ in range(16)]
         with torch.autocast("cpu", torch.bfloat16):
-            logits, labels = forward(model, lessons)
-        course.learn(
-            F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), weight, ignore_index=IGNORE)
-        )
+            logits, labels, astray = forward(model, lessons, look=True)
+        said = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), weight, ignore_index=IGNORE)
+        course.learn(said + LOOK_WEIGHT * astray)
 
 
 @torch.no_grad()
@@ -223,7 +191,7 @@ def examine(model: ToyVlm, count: int, seed: int, bar: Progress) -> dict[str, fl
             for kind, at, answer in x.asked:
                 right.setdefault(kind, []).append(words[i, at : at + len(answer)].tolist() == answer)
             for at, say in x.looks:
-                speaks = int(words[i, at]) != _SILENCE
+                speaks = int(words[i, at]) != SILENCE
                 said += speaks
                 true += bool(say)
                 hit += speaks and bool(say)
@@ -239,12 +207,19 @@ class Course:
     """Steps of one training, with warm-up and cosine decay; saved once a minute, and taken up again from there."""
 
     def __init__(
-        self, module: torch.nn.Module, steps: int, seed: int, save: Path, bar: Progress, decay: float
+        self,
+        module: torch.nn.Module,
+        steps: int,
+        rate: float,
+        seed: int,
+        save: Path,
+        bar: Progress,
+        decay: float,
     ) -> None:
-        self.module, self.steps, self.seed, self._save = module, steps, seed, save
+        self.module, self.steps, self.rate, self.seed, self._save = module, steps, rate, seed, save
         self._bar, self._task, self._name = bar, bar.add_task(save.stem, total=steps), save.stem
         self._optimiser = torch.optim.AdamW(
-            module.parameters(), lr=2.5e-3, betas=(0.9, 0.98), weight_decay=decay
+            module.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=decay
         )
         self.step = self._load() if save.exists() else 0
         self._saved = time.monotonic()
@@ -257,7 +232,7 @@ class Course:
     def learn(self, loss: Tensor) -> None:
         """One step of the optimiser."""
         part = self.step / self.steps
-        rate = 2.5e-3 * min(1, (self.step + 1) / 60) * (0.02 + 0.49 * (1 + math.cos(math.pi * part)))
+        rate = self.rate * min(1, (self.step + 1) / 60) * (0.02 + 0.49 * (1 + math.cos(math.pi * part)))
         for group in self._optimiser.param_groups:
             group["lr"] = rate
         self._optimiser.zero_grad()
@@ -302,7 +277,10 @@ def main() -> None:
     parser.add_argument("--eye-steps", type=int, default=4000)
     parser.add_argument("--decoder-steps", type=int, default=4000)
     parser.add_argument("--streams", type=int, default=5000, help="in the bank that the decoder learns from")
-    parser.add_argument("--start", type=Path, help="a decoder's weights to begin from")
+    parser.add_argument(
+        "--start", type=Path, help="a toy's weights to begin from; keep its eye with --eye-steps 0"
+    )
+    parser.add_argument("--rate", type=float, default=2.5e-3, help="of learning, at its height")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     parser.add_argument(
@@ -311,17 +289,23 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     torch.set_num_threads(1)
-    model = ToyVlm()
+    model = load(args.start).requires_grad_() if args.start else ToyVlm()
     args.work.mkdir(parents=True, exist_ok=True)
     with Progress() as bar:
-        train_eye(
-            model.eye, Course(model.eye, args.eye_steps, args.seed, args.work / "eye.safetensors", bar, 0.02)
-        )
+        if args.eye_steps:
+            course = Course(
+                model.eye, args.eye_steps, args.rate, args.seed, args.work / "eye.safetensors", bar, 0.02
+            )
+            train_eye(model.eye, course)
         streams = bank(model.eye.eval(), args.streams, (args.seed, 2), bar)
-        if args.start:
-            model.decoder.load_state_dict(load_file(args.start))
         course = Course(
-            model.decoder, args.decoder_steps, args.seed, args.work / "decoder.safetensors", bar, 0.05
+            model.decoder,
+            args.decoder_steps,
+            args.rate,
+            args.seed,
+            args.work / "decoder.safetensors",
+            bar,
+            0.05,
         )
         train_decoder(model, streams, course)
         table = examine(model.eval(), 640, args.seed + 1_000_000, bar)
