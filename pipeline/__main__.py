@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 
@@ -10,6 +11,7 @@ import threading
 def main() -> None:
     """Run the command line and leave with its exit code; 130 after Ctrl-C, also while modules still load."""
     code: object = 0
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a script that starts it with & has it ignored
     try:
         from .cli import cli
 
@@ -25,14 +27,14 @@ def main() -> None:
 
 
 def _leave(code: int) -> None:
-    """Exit, at once where a pool's thread is still inside native code: the interpreter's own end would
-    unwind it through C++ frames that forbid that, and abort."""
+    """Exit, at once after Ctrl-C, and where a pool's thread is still inside native code: the interpreter's own end
+    takes a second on a busy machine, and would unwind the thread through C++ frames that forbid that, and abort."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except BrokenPipeError:  # `penstock graph x | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    if threading.active_count() > 1:
+    if code == 130 or threading.active_count() > 1:
         os._exit(code)
     sys.exit(code)
 

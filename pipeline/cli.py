@@ -25,6 +25,7 @@ from . import (
     model_commands,
     notify,
     service_commands,
+    stopping,
     token_commands,
 )
 from .command_words import Commands, option
@@ -200,7 +201,7 @@ def serve(
                 soft_wrap=True,
             )
 
-    asyncio.run(
+    stopping.run(
         daemon.serve(
             plans,
             host=host,
@@ -333,7 +334,7 @@ def netlab(
             soft_wrap=True,
         )
 
-    asyncio.run(lab.serve(server, written, port=port, seed=seed, shared=shared, on_ready=on_ready))
+    stopping.run(lab.serve(server, written, port=port, seed=seed, shared=shared, on_ready=on_ready))
 
 
 @app.command()

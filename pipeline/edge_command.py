@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import importlib
 import signal
 from collections.abc import Mapping
@@ -14,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from . import stopping
 from .clock import MonotonicClock
 from .command_words import option
 from .secret import resolve
@@ -86,28 +85,8 @@ def edge(
         send=send.value,
     )
     events = client.EdgeEvents(connected=_connected, lost=_lost, message=_message)
-    asyncio.run(_until_stopped(client.Edge(options, MonotonicClock(), events)))
-
-
-async def _until_stopped(client: Any) -> None:
-    """As a service does: SIGTERM ends it in order."""
-    running = asyncio.current_task()
-    assert running is not None
-    loop = asyncio.get_running_loop()
-    stopped = False
-
-    def stop() -> None:
-        nonlocal stopped
-        stopped = True
-        running.cancel()
-
-    with contextlib.suppress(NotImplementedError):
-        loop.add_signal_handler(signal.SIGTERM, stop)
-    try:
-        await client.run()
-    except asyncio.CancelledError:
-        if not stopped:
-            raise
+    # as a service does: SIGTERM ends it in order
+    stopping.run(client.Edge(options, MonotonicClock(), events).run(), orderly=(signal.SIGTERM,))
 
 
 def _connected(session: str) -> None:

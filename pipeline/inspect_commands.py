@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from . import stopping
 from .clock import MS, MonotonicClock
 from .command_words import option
 from .stage import StageError
@@ -46,7 +47,7 @@ def top(
     period = option("--every", parse_duration, every)
     if period < 100 * MS:
         raise typer.BadParameter(f"{every} is too short; at least 100ms", param_hint="--every")
-    asyncio.run(watch(url, token, MonotonicClock(), out, every=period, once=once, as_json=as_json))
+    stopping.run(watch(url, token, MonotonicClock(), out, every=period, once=once, as_json=as_json))
 
 
 def trace(

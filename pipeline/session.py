@@ -164,8 +164,13 @@ class Session:
         for task in pending:
             log.error("session %s: a stage did not close in time", self.id)
             task.cancel()
-        for runner in self.runners.values():
-            if left := await end(runner.tasks, CLOSE_BUDGET / SECOND / 4):
+        runners = list(self.runners.values())
+        for runner, left in zip(
+            runners,
+            await asyncio.gather(*(end(r.tasks, CLOSE_BUDGET / SECOND / 4) for r in runners)),
+            strict=True,
+        ):
+            if left:
                 log.warning("%s/%s left %d tasks behind: %s", self.id, runner.node, len(left), left[:3])
 
     async def _run(self) -> None:

@@ -5,12 +5,12 @@ amqtt (extra `broker`). For anything that lasts use Mosquitto or another broker 
 
 from __future__ import annotations
 
-import asyncio
 import importlib
 import logging
 from collections.abc import Callable
 from typing import Any
 
+from ..pipeline import stopping
 from ..pipeline.stage import StageError
 
 log = logging.getLogger(__name__)
@@ -54,4 +54,4 @@ async def _listen(port: int, on_message: Callable[[str, str], None]) -> None:
 
 
 def main(port: int, on_ready: Callable[[str], None], on_message: Callable[[str, str], None]) -> None:
-    asyncio.run(serve(port, on_ready, on_message))
+    stopping.run(serve(port, on_ready, on_message))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -94,8 +95,7 @@ class Desk:
         await self.find(session_id).close("ended by command")
 
     async def close_all(self) -> None:
-        await self.headless.close_all()
-        await self.sessions.close_all()
+        await asyncio.gather(self.headless.close_all(), self.sessions.close_all())
 
     # ------------------------------------------------------------ telling
 

@@ -195,7 +195,6 @@ class Server:
             if task is not None:
                 task.cancel()
         self.bus.close()
-        await self.viewers.close_all()
-        await self.desk.close_all()
+        await asyncio.gather(self.viewers.close_all(), self.desk.close_all())  # each has its own bound
         self.tidier.end()
         await self._runner.cleanup()

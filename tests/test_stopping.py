@@ -1,0 +1,73 @@
+"""Ctrl-C ends a command in order, and in time whatever it waits for."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+from penstock.pipeline import stopping
+
+
+def test_ctrl_c_ends_the_work_in_order() -> None:
+    ended: list[str] = []
+
+    async def work() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append("in order")
+
+    with pytest.raises(KeyboardInterrupt):
+        stopping.run(work())
+    assert ended == ["in order"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_orderly_signal_returns() -> None:
+    async def work() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(60)
+
+    stopping.run(work(), orderly=(signal.SIGTERM,))
+
+
+def test_what_does_not_end_is_named_and_left(caplog: pytest.LogCaptureFixture) -> None:
+    left = threading.Event()
+    codes: list[int] = []
+
+    def leave(code: int) -> None:
+        codes.append(code)
+        left.set()
+
+    async def work() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        try:
+            await asyncio.sleep(60)
+        finally:
+            never = asyncio.create_task(asyncio.Event().wait(), name="s-1/stuck")
+            while not left.is_set():  # what the real `leave` would not come back from
+                await asyncio.wait([never], timeout=0.01)
+
+    with caplog.at_level(logging.WARNING), pytest.raises(KeyboardInterrupt):
+        stopping.run(work(), leave=leave, grace_s=0.05)
+    assert codes == [130]
+    assert "s-1/stuck" in caplog.text
+
+
+def test_a_command_that_a_script_starts_in_the_background_hears_sigint() -> None:
+    """`command &` in a script begins with SIGINT ignored."""
+    program = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); sys.argv = ['penstock', '--version']\n"
+        "from penstock.pipeline.__main__ import main\n"
+        "try: main()\n"
+        "except SystemExit: print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1] == "True", done.stderr
