@@ -22,6 +22,9 @@ _ROOT = __name__.split(".")[0]
 err = Console(stderr=True)
 
 
+_FAILURES = {"restart": "was restarted", "failed": "is off"}  # events of the session, docs/protocol.md
+
+
 class Codec(StrEnum):
     h264 = "h264"
     vp8 = "vp8"
@@ -102,6 +105,10 @@ def _lost(why: str, pause: float) -> None:
 def _message(message: Mapping[str, Any]) -> None:
     if message.get("type") == "text" and message.get("kind") != "partial" and message.get("text"):
         print(f"{message.get('from')}: {message.get('text')}", flush=True)
+    elif message.get("type") == "event" and message.get("name") in _FAILURES:
+        what, fields = _FAILURES[message["name"]], message.get("fields") or {}
+        words = f"stage {message.get('from')} failed and {what}: {fields.get('error')}"
+        err.print(f"[yellow]server:[/] {_plain(words)}", highlight=False, soft_wrap=True)
     elif message.get("type") == "error":
         err.print(
             f"[yellow]server:[/] {_plain(str(message.get('message')))}", highlight=False, soft_wrap=True

@@ -42,6 +42,8 @@ class NodePool:
         self._realtime = realtime
         self._emit = emit
         self._ladder = Ladder(levels)
+        self._queued: set[object] = set()  # calls whose turn has not come
+        self._seen = -1  # what the pool had ended when `in_turn` was last asked
 
     @property
     def device(self) -> str:
@@ -74,7 +76,23 @@ class NodePool:
 
     async def call(self, fn: Callable[..., T], *args: object, deadline: int = NEVER) -> T:
         """Run a blocking function off the loop. Raises: DeadlineMissed when it could not start in time."""
-        return await self._pool.call(fn, *args, deadline=deadline)
+        ticket = object()
+
+        def begin() -> T:
+            self._queued.discard(ticket)
+            return fn(*args)
+
+        self._queued.add(ticket)
+        try:
+            return await self._pool.call(begin, deadline=deadline)
+        finally:
+            self._queued.discard(ticket)
+
+    def in_turn(self) -> bool:
+        """Does work of this node wait for its turn, in a pool that has ended some since this was last asked?"""
+        ended, before = self._pool.ended, self._seen
+        self._seen = ended
+        return ended != before and (bool(self._queued) or self._pool.rows.waits(self._session, self._node))
 
     async def load(self, name: str, factory: str | Factory, args: Mapping[str, Any] | None = None) -> None:
         """Make a model once per pool, off the loop. `factory` is "module:name", or a function where the

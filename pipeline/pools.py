@@ -49,6 +49,12 @@ class DevicePool:
         """Run a blocking function on a thread. Raises: see `ThreadPool.call`."""
         return await self.threads.call(fn, *args, deadline=deadline)
 
+    @property
+    def ended(self) -> int:
+        """Calls and rows so far, well or not: while it grows the pool is at work."""
+        rows, calls = self.rows.stats, self.threads.stats
+        return sum(getattr(rows, name) for name in ENDS) + calls.done + calls.missed + calls.failed
+
     def stats(self) -> dict[str, Any]:
         """For people and dashboards; times in ms, utilisation 1.0 = all the device can do."""
         rows, calls = self.rows.stats, self.threads.stats

@@ -209,6 +209,10 @@ class RowPool:
     def waiting(self) -> int:
         return self._queue.waiting
 
+    def waits(self, session: str, node: str) -> bool:
+        with self._lock:
+            return self._queue.holds(lambda job: job.row.session == session and job.row.node == node)
+
     # ------------------------------------------------------------ for drivers
 
     @property
@@ -373,8 +377,7 @@ _End: TypeAlias = tuple[Job, Any, BaseException | None]
 
 
 def _seen(task: asyncio.Task[None]) -> None:
-    """Whoever still waits hears of a failure; nobody else needs to."""
-    if not task.cancelled():
+    if not task.cancelled():  # whoever still waits hears of a failure; nobody else needs to
         task.exception()
 
 

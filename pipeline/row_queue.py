@@ -107,6 +107,9 @@ class RowQueue:
 
     # ------------------------------------------------------------ out
 
+    def holds(self, wanted: Callable[[Job], bool]) -> bool:
+        return any(wanted(job) for lane in self._lanes.values() for job in lane)
+
     def remove(self, drop: Callable[[Job], bool]) -> list[Job]:
         """Take out all queued rows that `drop` names, in order of arrival."""
         out: list[Job] = []

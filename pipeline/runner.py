@@ -69,6 +69,7 @@ class Runner:
         self._fused: list[Edge] = []
         self._since = 0  # when the call that is being awaited began; 0 when none is
         self._hung = False
+        self._looked = (0, 0)  # by `end_hang`: `_since`, and frames put
         self._task: asyncio.Task[None] | None = None
         self._scope_sources: frozenset[str] = frozenset()
         self._tape = session.recorder
@@ -269,17 +270,18 @@ class Runner:
             await work
 
     def end_hang(self, now: int) -> None:
-        """End a call that has not returned for HANG: the stage is restarted as after any failure.
-
-        A stage that waits for a slow reader is not hung: backpressure may last as long as it likes.
-        """
+        """End a call that has made no progress for HANG: the stage is restarted as after any failure."""
         if not self._since or self._task is None:
             return
-        if self.stage.busy or any(e.full for e in self.out.blocking):
-            self._since = now
-        elif now - self._since > HANG:
-            self._hung = True
-            self._since = 0
+        looked, self._looked = self._looked, (self._since, self.out.puts())
+        puts = looked[0] == self._since and looked != self._looked  # in this call, since the last look
+        overdue = now - self._since > HANG
+        # a slow reader may take as long as it likes; so may those who have their turn in a pool before this node
+        waits = overdue and True in [pool.in_turn() for pool in self.pools]  # each is to look
+        if puts or waits or self.stage.busy or any(e.full for e in self.out.blocking):
+            self._since, self._looked = now, (now, self._looked[1])
+        elif overdue:
+            self._hung, self._since = True, 0
             self._task.cancel()
 
     def marks(self, edge: Edge) -> tuple[Callable[[Note], None] | None, int, int]:

@@ -155,9 +155,13 @@ class StreamTts(Stage):
 
     @property
     def busy(self) -> bool:
-        """A request in flight has its own time limits; a voice of this machine that makes no sound has failed."""
+        """A request in flight has its own time limits; a voice of this machine that makes no sound has failed, unless
+        others speak first."""
         ahead: SpeechAhead | None = getattr(self, "_ahead", None)
-        return ahead is not None and ahead.busy and getattr(self, "_remote", None) is not None
+        if ahead is None or not ahead.busy:
+            return False
+        embedded: EmbeddedEngine | None = getattr(self, "_embedded", None)
+        return getattr(self, "_remote", None) is not None or (embedded is not None and embedded.in_turn)
 
     async def _say(self, clauses: list[tuple[int, str]], pts: int, out: Outputs, *, drain: bool) -> None:
         """Have these spoken. drain: wait until all has gone out."""

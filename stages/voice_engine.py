@@ -65,6 +65,7 @@ class EmbeddedEngine:
         self.ahead = 60 if isinstance(voice, SteppedVoice) else 150
         self._reply: Stop | None = None  # what `_sounds_until` is of
         self._sounds_until = 0
+        self.in_turn = False  # another session's clause is made before ours
 
     async def warm(self) -> None:
         """The first call of a voice reads its tables from disk."""
@@ -108,9 +109,12 @@ class EmbeddedEngine:
 
         async def produce() -> None:
             try:
+                self.in_turn = True
                 async with _turns().turn(self._deadline):
+                    self.in_turn = False
                     await self._ctx.pool().call(synthesise, deadline=self._deadline)
             finally:
+                self.in_turn = False
                 pieces.close()
 
         async with asyncio.TaskGroup() as tasks:

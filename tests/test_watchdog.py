@@ -8,8 +8,12 @@ import time
 import pytest
 from graphs import STAGES, AudioWork, Sink, compile_test, run_session, sink_of
 from penstock.pipeline import watchdog as watchdog_module
-from penstock.pipeline.clock import MS, SECOND, LoopClock
+from penstock.pipeline.clock import MS, SECOND, LoopClock, MonotonicClock
+from penstock.pipeline.degrade import Quality
 from penstock.pipeline.frame import Frame
+from penstock.pipeline.node_pool import NodePool
+from penstock.pipeline.pool_plan import PoolPlan
+from penstock.pipeline.pools import Pools
 from penstock.pipeline.session import Session
 from penstock.pipeline.stage import Outputs, Stage
 from penstock.pipeline.virtual_loop import run_virtual
@@ -157,3 +161,59 @@ def test_a_culprit_outside_the_engine_is_named_by_its_place() -> None:
         _ = 1 // 0
     assert caught.tb is not None
     assert "test_watchdog.py" in culprit(caught.tb.tb_frame)
+
+
+class Slow(Stage):
+    """One call of a minute that puts a frame every 6 s: a long answer that is spoken."""
+
+    ports = AudioWork.ports
+
+    async def process(self, port: str, frame: Frame, out: Outputs) -> None:
+        for _ in range(10):
+            await self.ctx.clock.sleep(6 * SECOND)
+            await out.send(port, frame)
+
+
+STAGES["test.slow"] = Slow
+
+
+def test_a_long_call_that_puts_frames_is_no_hang() -> None:
+    text = GRAPH.replace("frames: 1500", "frames: 2")
+    session = run_virtual(run_session(compile_test(text % "slow")))
+    assert session.runners["work"].restarts == 0
+    assert len(sink_of(session).got) == 20
+
+
+def test_a_call_that_waits_for_its_turn_in_a_busy_pool_is_told_from_one_that_hangs() -> None:
+    async def main() -> list[bool]:
+        pools = Pools(clock=MonotonicClock())
+        pool = pools.get("p", PoolPlan(workers=1))
+        plan = compile_test(GRAPH.replace("test.%s", "test.work"))
+        session = Session(plan, "s", MonotonicClock(), pools=pools)
+        mine = NodePool(
+            pool,
+            session="s",
+            node="work",
+            scope="",
+            epoch=lambda: 0,
+            levels=(Quality(),),
+            clock=session.clock,
+            realtime=True,
+            emit=lambda *a, **k: None,
+        )
+        gates = [threading.Event(), threading.Event()]
+        others = [asyncio.create_task(pool.call(gate.wait)) for gate in gates]
+        await asyncio.sleep(0)
+        waits = asyncio.create_task(mine.call(lambda: None))
+        await asyncio.sleep(0)
+        told = [mine.in_turn(), mine.in_turn()]  # nothing has moved between the two
+        gates[0].set()
+        await others[0]
+        told.append(mine.in_turn())
+        gates[1].set()
+        await waits
+        told.append(mine.in_turn())  # the pool moved, but nothing of this node is left
+        pools.close()
+        return told
+
+    assert asyncio.run(main()) == [True, False, True, False]
