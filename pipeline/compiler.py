@@ -49,8 +49,10 @@ def load(path: FilePath) -> Plan:
 
 def compile_text(text: str, path: str = "<graph>") -> Plan:
     """Compile YAML text. Raises: GraphError."""
-    data, marks = parse(text, path)
+    twice: list[Fault] = []
+    data, marks = parse(text, path, twice)
     compiler = _Compiler(path, marks)
+    compiler.faults += twice
     plan = compiler.plan(data)
     if compiler.faults:
         raise GraphError(path, compiler.faults)

@@ -96,6 +96,17 @@ def test_all_faults_are_told_at_once() -> None:
     assert len(told) == 2
     assert faults("penstock: 1\ngraph: g\nnodes: 5\n") == ["test.yaml:3:1: 'nodes' must be a mapping, not 5"]
     assert "'nodes' is missing or empty" in faults("penstock: 1\ngraph: g\n")[0]
+    told = faults(GOOD.replace("  tok:", "  mic:", 1).replace("frames: 5", "frames: many"))
+    assert "many" in told[0]
+    assert "'mic' is given twice" in told[1]
+
+
+def test_depth_is_refused_where_it_is_passed_before_anything_is_built() -> None:
+    deep = "nodes: {a: " + "[" * 20_000
+    assert faults(deep) == [
+        "test.yaml:1:23: nested too deep; at most 12 levels"
+    ]  # the 12th bracket: the 14th level
+    assert "nested" not in faults("nodes: {a: " + "[" * 11 + "]" * 11 + "}")[0]
 
 
 def test_cancel_on_is_a_word_not_a_boolean() -> None:

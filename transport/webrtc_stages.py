@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from aiortc.mediastreams import MediaStreamError
 from numpy.typing import NDArray
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from ..pipeline.clock import MS, SECOND
 from ..pipeline.frame import AudioFrame, EventFrame, Frame, Gap, PixelFormat, TokenFrame, VideoFrame
@@ -37,14 +37,15 @@ class UplinkOptions(BaseModel):
 
     priority: float = Field(default=1.0, gt=0, le=100)
     least: Annotated[int, BeforeValidator(parse_rate)] = 12_000
-    most: Annotated[int, BeforeValidator(parse_rate)] = 4_000_000
+    most: Annotated[int, BeforeValidator(parse_rate)] = Field(default=4_000_000, validate_default=True)
     deadline: Duration = Field(default=SECOND, ge=100 * MS)
 
-    @model_validator(mode="after")
-    def _check(self) -> UplinkOptions:
-        if self.least > self.most:
-            raise ValueError(f"least {self.least} is more than most {self.most}")
-        return self
+    @field_validator("most")  # of one field, so that it is told beside the faults of others
+    @classmethod
+    def _check(cls, most: int, info: ValidationInfo) -> int:
+        if (least := info.data.get("least", 0)) > most:
+            raise ValueError(f"least {least} is more than most {most}")
+        return most
 
 
 class WebRtcInOptions(BaseModel):
