@@ -130,12 +130,14 @@ def test_more_than_fifty_messages_a_second_are_refused():
     assert setup.wire.sent[-1]["type"] == "pong"
 
 
-def test_channel_closes_after_a_hundred_errors():
+def test_after_a_hundred_errors_the_session_is_told_once_and_nothing_is_taken():
     setup = Setup()
+    told: list[str] = []
+    setup.channel.abused = told.append
     for _ in range(MAX_ERRORS):
         setup.say("{")
-    assert setup.wire.readyState == "closed"
-    assert setup.say("{") == []
+    assert setup.say("{") == setup.say({"v": 1, "type": "ping", "id": 1}) == []
+    assert told == ["its client sent 100 messages that could not be taken; the last: the message is not JSON"]
 
 
 def test_a_far_end_that_does_not_read_loses_messages_instead_of_memory():

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 VERSION = 1
 MAX_BYTES = 16 * 1024  # of a message, both ways
 RATE = 50  # messages a second
-MAX_ERRORS = 100  # then the channel is closed
+MAX_ERRORS = 100  # then the session ends
 MAX_BUFFERED = 512 * 1024  # bytes not yet sent: beyond, a far end that does not read loses messages
 
 
@@ -118,6 +118,9 @@ class ControlChannel:
         self.transcript = Transcript()
         self.steers = True  # may the client change anything? One with the scope `view` may not
         self.errors = 0
+        self.abused: Callable[[str], None] = lambda why: (
+            None
+        )  # told once, after MAX_ERRORS; no message is taken from then on
         self.dropped = 0  # messages that a slow far end lost
         self.every = 0  # ns between `stats`; 0: none wanted
         self.more: Callable[[], Mapping[str, Any]] = dict  # figures beside the session's
@@ -154,7 +157,7 @@ class ControlChannel:
 
     def receive(self, raw: str | bytes) -> None:
         """Act on one message, or answer `error` and change nothing."""
-        if self._wire is None:
+        if self._wire is None or self.errors >= MAX_ERRORS:
             return
         now = self.clock.now()
         if len(self._received) == RATE and now - self._received[0] < SECOND:
@@ -208,10 +211,10 @@ class ControlChannel:
     def _refuse(self, why: str, about: str) -> None:
         self.errors += 1
         self.send("error", message=why, about=about)
-        if self.errors >= MAX_ERRORS and self._wire is not None:
-            log.warning("%s: data channel closed after %d bad messages", self.session_id, self.errors)
-            self._wire.close()
-            self.closed()
+        if self.errors == MAX_ERRORS:
+            why = f"its client sent {self.errors} messages that could not be taken; the last: {why}"
+            log.warning("%s ends: %s", self.session_id, why)
+            self.abused(why)
 
     # ------------------------------------------------------------ server → client
 

@@ -140,6 +140,7 @@ class LiveSession:
             self.session, session_id, plan.name, clock, chat=self.line.chat.put_nowait, resume=self.resume
         )
         self.channel.steers = caller.may("talk", "control")
+        self.channel.abused = self._abused
         self.focus = Focus(
             session_id, plan, clock, self.channel.send, lambda: self.line.video_out is not None
         )
@@ -149,6 +150,7 @@ class LiveSession:
         self._until = clock.now() + longest if longest else None
         self._deadline = 0  # of a client that is away
         self._lost = ""  # why it is
+        self._barred = ""  # why it may not go on
         self._reloads = False
         self._attaching = asyncio.Lock()
         self._news = asyncio.Event()  # another peer, or the announcement of one
@@ -251,6 +253,10 @@ class LiveSession:
         self._reloads = bool(self._within)
         self._wake()
 
+    def _abused(self, why: str) -> None:
+        self._barred = why
+        self._wake()
+
     def _wake(self) -> None:
         self._news.set()
 
@@ -325,6 +331,8 @@ class LiveSession:
     def _over(self, ended: asyncio.Task[None]) -> str:
         if self._closing is not None:
             return "closed"
+        if self._barred:
+            return self._barred
         if ended.done():
             return self.session.failure or "the graph has ended"
         if self._until is not None and self.clock.now() >= self._until:
