@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -68,7 +69,9 @@ def in_words(error: ErrorDetails, tell: bool = True) -> str:
     kind, ctx, value = error["type"], error.get("ctx", {}), error["input"]
     if kind == "value_error":  # whoever refused it knows whether the value may be shown
         return error["msg"].removeprefix("Value error, ")
-    if kind in _BOUNDS:
+    if kind in _BOUNDS and _is_nan(value):
+        said = _EXPECTED["finite_number"]
+    elif kind in _BOUNDS:
         words, key = _BOUNDS[kind]
         bound = type(value)(ctx[key]) if isinstance(value, Quantity) else ctx[key]
         said = f"it must be {words} {str(bound).removesuffix('.0')}"
@@ -86,6 +89,14 @@ def in_words(error: ErrorDetails, tell: bool = True) -> str:
     else:
         said = _EXPECTED.get(kind, error["msg"])
     return f"{said} (got {value!r:.80})" if tell and kind != "missing" else said
+
+
+def _is_nan(value: object) -> bool:
+    """No bound holds of it, so a bound is what refuses it first."""
+    try:
+        return isinstance(value, int | float | str) and math.isnan(float(value))
+    except (ValueError, OverflowError):
+        return False
 
 
 class Faults:

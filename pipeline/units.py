@@ -154,6 +154,7 @@ def parse_video(value: Any) -> VideoFormat:
         width, height = int(m[1]), int(m[2])
         if 16 <= width <= 7680 and 16 <= height <= 4320:
             return VideoFormat(width, height, float(m[3] or 0))
+        raise ValueError(f"{value!r:.80} is out of range; from 16x16 to 7680x4320 are taken")
     raise ValueError(f"{value!r:.80} is not a video format; write WIDTHxHEIGHT@FPS, as 640x480@30")
 
 

@@ -90,6 +90,8 @@ def test_a_graph_of_own_sources_is_started_steered_and_ended():
                     session, f"/sessions/{name}/params", {"node": "work", "values": values}, 409
                 )
                 assert words in str(said["error"])
+            said = await post(session, f"/sessions/{name}/params", {"node": "wrk", "values": {}}, 404)
+            assert "unknown node 'wrk'; did you mean 'work'?" in str(said["error"])
             stats = await get(session, f"/sessions/{name}/stats")
             assert {n["name"] for n in stats["nodes"]} == {"mic", "work", "out"}  # type: ignore[attr-defined]
             async with session.delete(f"/sessions/{name}") as r:

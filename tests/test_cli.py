@@ -72,6 +72,7 @@ def test_a_wrong_call_is_told_in_words(
         (("serve", "--port", "80x"), "'--port': a whole number is expected (got '80x')"),
         (("serve", "--drain", "10"), "--drain: '10' is not a duration; write a number and a"),
         (("edge", "--to", "http://x", "--video", "big"), "--video: 'big' is not a video format"),
+        (("edge", "--to", "http://x", "--video", "0x0@0"), "--video: '0x0@0' is out of range; from 16x16 to"),
         (("edge", "--to", "http://x", "--rate", "fast"), "--rate: 'fast' is not a rate; write 48k"),
         (("token", "create", "x", "--sessions", "-1"), "'--sessions': it must be at least 0 (got '-1')"),
     ],

@@ -6,6 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from penstock.pipeline.clock import MS
 from penstock.pipeline.errors import GraphError
+from penstock.pipeline.faults import first_in_words
+from pydantic import BaseModel, Field, ValidationError
 
 GOOD = """penstock: 1
 graph: good
@@ -140,3 +142,12 @@ def test_no_text_makes_the_compiler_fail_otherwise(edits: list[tuple[int, str]])
         compile_test(text)
     except GraphError as e:
         assert e.faults
+
+
+def test_what_is_no_number_is_not_told_its_bounds() -> None:
+    class Model(BaseModel):
+        rate: float = Field(le=2)
+
+    with pytest.raises(ValidationError) as caught:
+        Model.model_validate({"rate": "NaN"})
+    assert first_in_words(caught.value) == "rate: a finite number is expected (got 'NaN')"

@@ -14,7 +14,7 @@ from penstock.pipeline.clock import MonotonicClock
 from penstock.pipeline.errors import GraphError
 from penstock.pipeline.stage import StageError
 from penstock.transport.impairment import REORDER_MS, Conditions, Link, Step, parse_share, read
-from penstock.transport.netlab import Netlab, read_file
+from penstock.transport.netlab import Netlab, read_file, serve
 from penstock.transport.relay import with_candidate
 
 
@@ -191,20 +191,24 @@ def test_a_session_through_the_laboratory_takes_its_relay():
 
 
 @pytest.mark.net
-def test_a_server_that_is_not_there_is_named():
+def test_a_server_that_is_not_there_is_named(caplog: pytest.LogCaptureFixture):
     async def main() -> None:
-        lab = Netlab("http://127.0.0.1:1", {}, MonotonicClock())
-        runner = web.AppRunner(lab.app(), access_log=None)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        laboratory = asyncio.create_task(serve("http://127.0.0.1:1", {}, port=0, on_ready=ready.set_result))
+        url = await within(ready)
         async with (
             aiohttp.ClientSession() as http,
-            http.get(f"http://127.0.0.1:{runner.addresses[0][1]}/") as answer,
+            http.get(url) as answer,
         ):
             assert answer.status == 502
             assert "http://127.0.0.1:1 does not answer" in await answer.text()
-        await runner.cleanup()
+        laboratory.cancel()
         with pytest.raises(StageError, match="'ftp://x' is not a server's URL"):
             Netlab("ftp://x", {}, MonotonicClock())
+        with pytest.raises(
+            StageError, match="--port 8090: http://localhost:8090 would be the laboratory itself"
+        ):
+            await serve("http://localhost:8090", {}, port=8090)
+        assert "http://127.0.0.1:1 does not answer: Connection refused" in caplog.text
 
     asyncio.run(main())

@@ -22,7 +22,7 @@ from . import api_models as m
 from . import traces
 from .access import OPEN, Access
 from .api_body import json_response, read
-from .desk import Desk, NoSuchSession
+from .desk import Desk, NotThere
 from .event_stream import stream
 from .guard import caller_of
 from .live_session import media_of, words_of
@@ -219,7 +219,7 @@ def in_words(handler: Callable[[web.Request], Any]) -> Callable[[web.Request], A
     async def handle(request: web.Request) -> web.StreamResponse:
         try:
             return await handler(request)
-        except NoSuchSession as e:
+        except NotThere as e:
             raise web.HTTPNotFound(text=str(e)) from e
         except StageError as e:
             raise web.HTTPConflict(text=str(e)[:2000]) from e

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..pipeline.clock import MS
+from ..pipeline.faults import near
 from ..pipeline.graph import Plan
 from ..pipeline.say import say
 from ..pipeline.stage import StageError
@@ -19,8 +20,8 @@ from .sessions import Sessions
 MAX_TEXT = 2000  # characters of one line, as on the data channel
 
 
-class NoSuchSession(StageError):
-    """It never was, or it has ended."""
+class NotThere(StageError):
+    """A session, or a node of one, that never was, or has ended."""
 
 
 class Desk:
@@ -52,14 +53,14 @@ class Desk:
     def find(self, session_id: str) -> LiveSession | HeadlessSession:
         live = self.sessions.live.get(session_id) or self.headless.live.get(session_id)
         if live is None:
-            raise NoSuchSession("there is no such session; it may have ended")
+            raise NotThere("there is no such session; it may have ended")
         return live
 
     def of(self, target: str) -> list[LiveSession | HeadlessSession]:
-        """Sessions by id, or all of a graph by its name. Raises: NoSuchSession when there is none."""
+        """Sessions by id, or all of a graph by its name. Raises: NotThere when there is none."""
         found = [live for live in self.running() if target in (live.id, live.graph)]
         if not found:
-            raise NoSuchSession(f"no session and no running graph is named {target[:64]!r}")
+            raise NotThere(f"no session and no running graph is named {target[:64]!r}")
         return found
 
     # ------------------------------------------------------------ commands
@@ -67,6 +68,8 @@ class Desk:
     def params(self, session_id: str, node: str, values: Mapping[str, Any]) -> dict[str, Any]:
         """Change live parameters. Returns all of the node's values."""
         session = self.find(session_id).session
+        if node not in session.runners:
+            raise NotThere(f"unknown node {node[:64]!r}{near(node, list(session.runners))}")
         session.set_params(node, values)
         return session.runners[node].params.model_dump(mode="json")
 

@@ -23,6 +23,7 @@ from ..pipeline.stage import StageError
 from ..pipeline.yaml_marks import parse
 from . import impairment
 from .relay import Relay
+from .remote import unreachable
 from .trickle import SDPFRAG
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ IDLE = 30 * SECOND  # a relay without a datagram for so long is given up
 SWEEP = 5 * SECOND
 MAX_BODY = 1 << 20
 MAX_RELAYS = 64
+LOOK_S = 2  # for a server to answer
 _HOP = frozenset(  # RFC 9110 section 7.6.1, and what aiohttp sets itself
     ["connection", "keep-alive", "transfer-encoding", "te", "trailer", "upgrade", "host", "origin"]
     + ["content-length", "content-encoding", "accept-encoding", "proxy-connection"]
@@ -79,6 +81,25 @@ class Netlab:
         self.relays: list[Relay] = []
         self._sessions = 0
         self._http: aiohttp.ClientSession | None = None
+
+    def is_at(self, host: str, port: int) -> bool:
+        """Is its server where it listens itself?"""
+        parts = urlsplit(self.upstream)
+        theirs = parts.port or (443 if parts.scheme == "https" else 80)
+        return theirs == port and parts.hostname in (host, "localhost")
+
+    async def silent(self) -> str:
+        """Why its server does not answer, in words; empty when it does."""
+        assert self._http is not None
+        try:
+            async with self._http.get(
+                f"{self.upstream}/health/live", timeout=aiohttp.ClientTimeout(total=LOOK_S)
+            ):
+                return ""
+        except TimeoutError:
+            return f"nothing came within {LOOK_S} s"
+        except aiohttp.ClientError as e:
+            return unreachable(e)
 
     def app(self) -> web.Application:
         app = web.Application(client_max_size=MAX_BODY)
@@ -147,7 +168,7 @@ class Netlab:
                 kept = {k: v for k, v in answer.headers.items() if k.lower() not in _HOP}
                 return web.Response(status=answer.status, body=content, headers=kept)
         except aiohttp.ClientError as e:
-            raise web.HTTPBadGateway(text=f"{self.upstream} does not answer: {e}") from e
+            raise web.HTTPBadGateway(text=f"{self.upstream} does not answer: {unreachable(e)}") from e
 
 
 def _map_sdp(content_type: str, body: bytes, rewrite: Callable[[str], str]) -> bytes:
@@ -175,10 +196,16 @@ async def serve(
 ) -> None:
     """Serve until cancelled. Raises: StageError."""
     lab = Netlab(upstream, written, MonotonicClock(), seed=seed, host=host, shared=shared)
+    if lab.is_at(host, port):
+        raise StageError(
+            f"--port {port}: {upstream} would be the laboratory itself; choose another port for it"
+        )
     runner = web.AppRunner(lab.app(), access_log=None, shutdown_timeout=0.5)
     await runner.setup()
     try:
         await web.TCPSite(runner, host, port).start()
+        if why := await lab.silent():
+            log.warning("%s does not answer: %s; start a server there", lab.upstream, why)
         on_ready(f"http://{host}:{runner.addresses[0][1]}")
         await asyncio.Event().wait()
     except OSError as e:
