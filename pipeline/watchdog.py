@@ -8,10 +8,13 @@ for a processor. A stage that awaits something that never comes only freezes its
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import logging
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from types import FrameType
 
 from .clock import MS, SECOND
@@ -22,6 +25,7 @@ log = logging.getLogger(__name__)
 BEAT = 50 * MS  # how often the loop shows that it lives
 LAG = 250 * MS  # longer than this without a beat is told
 NOBODY = ("select", "poll")  # where a loop stands that waits for its turn
+OWN = (__file__, "weakref.py", "_weakrefset.py")  # called from anywhere: whoever called them is looked at
 
 
 class LoopWatchdog:
@@ -47,17 +51,23 @@ class LoopWatchdog:
         self._native = 0
         self._seen = 0  # the beat at which `_waited` was read
         self._waited = 0
+        self._collected = 0  # ns in full garbage collections, so far
+        self._collects_since = 0
+        self._collected_before = 0  # at the last beat
 
     def start(self) -> None:
         """Watch the running loop until `stop`."""
         self._loop_thread = threading.get_ident()
         self._native = threading.get_native_id()
+        gc.callbacks.append(self._collects)
         self._tick()
         self._thread = threading.Thread(target=self._watch, name="loop-watchdog", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
         self._stop.set()
+        with contextlib.suppress(ValueError):
+            gc.callbacks.remove(self._collects)
         if self._handle is not None:
             self._handle.cancel()
         if self._thread is not None:
@@ -70,20 +80,35 @@ class LoopWatchdog:
 
     def _tick(self) -> None:
         now = time.monotonic_ns()
-        if self._told:
-            self._told = False
-            self._tell(now - self._beat)
-        self.lag = max(0, now - self._beat - BEAT)
-        self._beat = now
+        late, told = now - self._beat, self._told
+        self.lag = max(0, late - BEAT)
+        starved = processor_wait(self._native) - self._waited if told else 0
+        collected, self._collected_before = self._collected - self._collected_before, self._collected
+        self._beat = time.monotonic_ns()  # before it is told: what that takes is no other block
+        self._told = False
+        if told:
+            self._tell(late, starved, collected)
         self._handle = asyncio.get_running_loop().call_later(BEAT / SECOND, self._tick)
 
-    def _tell(self, late: int) -> None:
+    def _collects(self, phase: str, info: Mapping[str, int]) -> None:
+        """gc's callback: while one thread collects, none runs."""
+        if info["generation"] < 2:
+            return
+        if phase == "start":
+            self._collects_since = time.monotonic_ns()
+        else:
+            self._collected += time.monotonic_ns() - self._collects_since
+
+    def _tell(self, late: int, starved: int, collected: int) -> None:
         self.longest = max(self.longest, late)
-        starved = processor_wait(self._native) - self._waited
         if starved > late // 2:
             self.starved += 1
             words = "the event loop came %d ms late: it waited %d ms for a processor; the machine is too busy"
             log.warning(words, late // MS, starved // MS)
+        elif collected > late // 2:
+            self.starved += 1
+            words = "the event loop came %d ms late: garbage collection took %d ms"
+            log.warning(words, late // MS, collected // MS)
         elif self._found.rpartition(" ")[2] in NOBODY:
             self.starved += 1
             words = "the event loop came %d ms late: another thread held the interpreter, or the process was stopped"
@@ -99,8 +124,9 @@ class LoopWatchdog:
             if beat != self._seen:
                 self._seen, self._waited = beat, processor_wait(self._native)
             if not self._told and time.monotonic_ns() - beat > self._lag + BEAT:
-                self._found = culprit(sys._current_frames().get(self._loop_thread))  # pyright: ignore[reportPrivateUsage]
-                self._told = True
+                found = culprit(sys._current_frames().get(self._loop_thread))  # pyright: ignore[reportPrivateUsage]
+                if beat == self._beat:  # else it goes on already
+                    self._found, self._told = found, True
 
 
 def processor_wait(native_id: int) -> int:
@@ -117,6 +143,8 @@ def processor_wait(native_id: int) -> int:
 
 def culprit(frame: FrameType | None) -> str:
     """Who is on the stack: the node, where the engine called a stage, and the innermost place."""
+    while frame is not None and frame.f_code.co_filename.endswith(OWN):
+        frame = frame.f_back
     if frame is None:
         return "an unknown caller"
     place = f"{frame.f_code.co_filename}:{frame.f_lineno} {frame.f_code.co_name}"

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
+import sys
 import threading
 import time
+import weakref
+from types import FrameType
 
 import pytest
 from graphs import STAGES, AudioWork, Sink, compile_test, run_session, sink_of
@@ -217,3 +221,39 @@ def test_a_call_that_waits_for_its_turn_in_a_busy_pool_is_told_from_one_that_han
         return told
 
     assert asyncio.run(main()) == [True, False, True, False]
+
+
+def test_garbage_collection_is_told_as_such(caplog: pytest.LogCaptureFixture) -> None:
+    class Lingers:
+        """Takes long to collect."""
+
+        def __init__(self) -> None:
+            self.itself = self
+
+        def __del__(self) -> None:
+            time.sleep(0.3)
+
+    async def main() -> LoopWatchdog:
+        watchdog = LoopWatchdog(lag=20 * MS)
+        watchdog.start()
+        await asyncio.sleep(0.12)
+        Lingers()
+        gc.collect()
+        await asyncio.sleep(0.1)
+        watchdog.stop()
+        return watchdog
+
+    watchdog = asyncio.run(main())
+    assert "garbage collection took" in caplog.text
+    assert watchdog.blocks == 0
+    assert not any(getattr(callback, "__self__", None) is watchdog for callback in gc.callbacks)
+
+
+def test_weak_references_and_the_watchdog_itself_are_no_culprits() -> None:
+    frames: list[FrameType] = []
+    thing = Hangs()
+    watched = weakref.finalize(thing, lambda: frames.append(sys._getframe()))  # pyright: ignore[reportPrivateUsage]
+    watched()
+    assert frames[0].f_back is not None
+    assert frames[0].f_back.f_code.co_filename.endswith("weakref.py")
+    assert "test_watchdog.py" in culprit(frames[0].f_back)
