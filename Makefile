@@ -18,8 +18,10 @@ TORCH := torch==2.13.0
 
 .PHONY: run test test-fast check fix bench bench-peers audit sbom soak test-systemd clean
 
+# 130 is Ctrl-C: that is how it is meant to end
 run: $(VENV)/.run
-	@exec $(BIN)/penstock serve --port $(PORT)
+	@echo "Starting: models are loaded and warmed up, then the page is at http://127.0.0.1:$(PORT)"
+	@$(BIN)/penstock serve --port $(PORT) || [ $$? = 130 ]
 
 test: $(VENV)/.dev
 	@$(BIN)/pytest $(ARGS)
@@ -56,16 +58,20 @@ bench-peers: .venv-peers/.installed
 $(VENV)/.torch:
 	@command -v $(PYTHON) >/dev/null || { echo "Penstock needs Python 3.11 or newer: $(PYTHON) was not found"; exit 1; }
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v < (3, 11) and f"Penstock needs Python 3.11 or newer; this is {v[0]}.{v[1]}")'
-	@echo "Setting up $(VENV): this takes a few minutes, once."
+	@echo "Setting up $(VENV), once; this takes a few minutes."
+	@echo "1/3 making the environment"
 	@$(PYTHON) -m venv $(VENV)
+	@echo "2/3 installing torch, the largest part"
 	@$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
 	@touch $@
 
 $(VENV)/.run: $(VENV)/.torch pyproject.toml
+	@echo "3/3 installing Penstock and what it needs"
 	@$(BIN)/pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
+	@echo "3/3 installing Penstock and what it and its tests need"
 	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[espeak,hub,pocket,broker,test,dev]'
 	@touch $@ $(VENV)/.run
 

@@ -87,7 +87,7 @@ def edge(
         ask=tuple(ask or ()),
         send=send.value,
     )
-    events = client.EdgeEvents(connected=_connected, lost=_lost, message=_message)
+    events = client.EdgeEvents(connected=_connected, lost=_lost, message=_message, crops=_crops)
     # as a service does: SIGTERM ends it in order
     stopping.run(client.Edge(options, MonotonicClock(), events).run(), orderly=(signal.SIGTERM,))
 
@@ -99,6 +99,15 @@ def _connected(session: str) -> None:
 def _lost(why: str, pause: float) -> None:
     err.print(
         f"[yellow]not connected[/]  {_plain(why)}; again in {pause:.0f} s", highlight=False, soft_wrap=True
+    )
+
+
+def _crops(cropping: bool) -> None:
+    err.print(
+        "[green]crop[/]       what matters is sent sharp, the rest small"
+        if cropping
+        else "[yellow]whole[/]      whole pictures are sent: nothing is known to matter now",
+        highlight=False,
     )
 
 

@@ -72,6 +72,24 @@ def paths(plan: Plan) -> list[PathBound]:
     return found
 
 
+def unbounded(plan: Plan, bounded: list[PathBound]) -> list[tuple[str, ...]]:
+    """The other ways into sinks, longest first in each: through words, which wait for nobody's deadline."""
+    longest: dict[str, tuple[str, ...]] = {}
+    for name, node in plan.nodes.items():  # topological
+        longest[name] = (*max((longest[e.source_node] for e in node.inputs), key=len, default=()), name)
+    known = {(path.kind, path.nodes[-1]) for path in bounded}
+    kinds: dict[type[Frame], str] = {VideoFrame: "video", AudioFrame: "audio"}
+    ways = [
+        (*longest[edge.source_node], name)
+        for name, node in plan.nodes.items()
+        if not node.cls.ports.outputs
+        for edge in node.inputs
+        if (kinds.get(plan.nodes[edge.source_node].cls.ports.outputs[edge.source_port].type), name)
+        not in known
+    ]
+    return sorted(dict.fromkeys(ways), key=len, reverse=True)
+
+
 def _carries(plan: Plan, edge: EdgePlan, kind: type[Frame]) -> bool:
     return plan.nodes[edge.source_node].cls.ports.outputs[edge.source_port].type is kind
 
@@ -97,6 +115,11 @@ def explain(plan: Plan) -> str:
             node = plan.nodes[name]
             wait = max(queue_wait(e, node) for e in node.inputs if e.source_node == before)
             lines.append(f"         {wait / MS:6g} ms in the queue of {name}, {node.budget / MS:g} ms in it")
+    if words := unbounded(plan, bounds):
+        lines += [f"words  no bound   {' → '.join(way)}" for way in words]
+        lines.append(
+            "         text is neither dropped nor late, and lasts as long as it is: measured when it runs"
+        )
     if plan.slo:
         lines.append("")
     for v in verdicts(plan):

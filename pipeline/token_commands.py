@@ -19,7 +19,10 @@ app = typer.Typer(help="Make, list and revoke the access tokens of a server.", n
 File = Annotated[
     Path | None,
     typer.Option(
-        "--file", envvar="PENSTOCK_TOKENS", help="the token file; default ~/.config/penstock/tokens.json"
+        "--tokens",
+        "--file",
+        envvar="PENSTOCK_TOKENS",
+        help="the token file, as `penstock serve` takes it; default ~/.config/penstock/tokens.json",
     ),
 ]
 Scopes = get_args(Scope)

@@ -98,6 +98,8 @@ def test_what_was_granted_is_divided_among_both_tracks() -> None:
     clock = ManualClock()
     sender = EdgeSender("h264", 30, clock, lambda data: None, most_bps=100_000)
     sender.crops = True
+    told: list[bool] = []
+    sender.on_crop = told.append
     sender.receive(Rate(seq=1, kbps=80, fps=5).pack())
     sender.picture(frame())
     assert sender.cells is None
@@ -123,3 +125,8 @@ def test_what_was_granted_is_divided_among_both_tracks() -> None:
     sender.picture(frame(2 * SECOND + 500 * MS))
     assert sender.cells is None
     assert (sender.out.fps, sender.out.limit_bps) == (2, 100_000)
+    assert told == [False], "5 s at least between two words"
+    clock.time += 5 * SECOND
+    sender.receive(Imp(grid_of([(0, 0, 0.5, 0.5)]), 0.9, seq=3, ttl_ms=1500, source=Source.user).pack())
+    sender.picture(frame(8 * SECOND))
+    assert told == [False, True]

@@ -36,6 +36,8 @@ def test_a_graph_without_a_way_through_says_so() -> None:
     speech += "  words: {use: test.tokens}\n  voice: {use: test.speaker, in: words.text}\n"
     speech += "  out: {use: test.sink, in: {audio: voice.audio}}\n"
     assert "nothing to add up" in explain(compile_test(speech))
+    assert "no bound   words → voice → out" in explain(compile_test(speech))
+    assert "no bound" not in explain(compile_test(GRAPH))
     assert "nothing to add up" not in explain(compile_test(GRAPH))
 
 

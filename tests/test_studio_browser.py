@@ -135,8 +135,15 @@ def test_a_picture_that_does_not_come_is_told(studio: Served, camera: Path) -> N
         page.evaluate(
             "document.getElementById('remote').getVideoPlaybackQuality = () => ({totalVideoFrames: 7})"
         )
-        until(page, "/No picture .* for [345] s/.test(document.getElementById('veil').textContent)")
+        until(page, "/^No picture for [345] s: ./.test(document.getElementById('veil').textContent)")
         assert page.is_visible("#veil")
+        assert page.is_visible("#remote"), "the last picture stays"
+        assert page.is_hidden("#orb")
+        page.evaluate(  # a trickle
+            "document.getElementById('remote').getVideoPlaybackQuality ="
+            " () => ({totalVideoFrames: Math.floor(performance.now() / 2000)})"
+        )
+        until(page, "/^Hardly any pictures for \\d+ s: ./.test(document.getElementById('veil').textContent)")
         page.evaluate("delete document.getElementById('remote').getVideoPlaybackQuality")
         until(page, "document.getElementById('veil').hidden")
         assert not faults

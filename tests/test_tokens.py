@@ -131,7 +131,7 @@ def test_tokens_are_made_listed_and_revoked(tmp_path: Path):
     assert made.exit_code == 0, made.output
     secret = made.stdout.split()[0]
     assert secret.startswith("pst_")
-    listed = run.invoke(app, ["token", "list", "--file", str(path)])
+    listed = run.invoke(app, ["token", "list", "--tokens", str(path)])
     assert "kitchen" in listed.stdout
     assert secret not in listed.stdout
     assert run.invoke(app, ["token", "revoke", "kitchen", "--file", str(path)]).exit_code == 0

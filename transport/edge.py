@@ -67,11 +67,13 @@ class Refused(Exception):
 
 @dataclass(slots=True)
 class EdgeEvents:
-    """Whom to tell: that we are connected (session id), that we are not (why, s until the next try), text that came."""
+    """Whom to tell: that we are connected (session id), that we are not (why, s until the next try), text that came,
+    whether a crop is sent now (with `send="crop"`, at the first picture and when it changes, each 5 s at most)."""
 
     connected: Callable[[str], None] = lambda session: None
     lost: Callable[[str, float], None] = lambda why, pause: None
     message: Callable[[Mapping[str, Any]], None] = lambda message: None
+    crops: Callable[[bool], None] = lambda cropping: None
 
 
 @dataclass(slots=True)
@@ -94,6 +96,7 @@ class EdgeSession:
         self.lost = asyncio.Event()
         self.why = "the connection was closed"
         self.sender = EdgeSender(options.codec, options.form.fps or 30, clock, self._reply, options.most_bps)
+        self.sender.on_crop = events.crops
         self._opened = asyncio.Event()
         self._answered = asyncio.Event()
         # else aiortc leaves the second section on a transport of its own when the far end bundles

@@ -28,6 +28,8 @@ from .video_out import VideoOut
 
 log = logging.getLogger(__name__)
 
+TELL_EVERY = 5 * SECOND  # at least, between two words on cropping: it may come and go with what moves
+
 MAX_MESSAGES = 50  # a second, of the far end's; more are not read
 MAX_FETCHES = 4  # under way
 FETCH_RATE = 10  # a second
@@ -88,6 +90,8 @@ class EdgeSender:
         self.rate: Rate | None = None
         self.ring = PictureRing()
         self.on_rate: Callable[[Rate], None] = lambda rate: None
+        self.on_crop: Callable[[bool], None] = lambda cropping: None
+        self._told: tuple[bool | None, int] = None, 0  # of `on_crop`, and when
         self.errors = 0
         self._reply = reply
         self._size = (0, 0)
@@ -117,11 +121,20 @@ class EdgeSender:
         )
         if (cells is None) != (last is None):
             self._tune()
+        if self.crops:
+            self._tell(cells is not None)
         if cells is None:
             self.out.show(frame)
         else:
             self.crop_out.show(frame, lambda whole: crop_of(whole, cells))
             self.out.show(frame, context_of)
+
+    def _tell(self, cropping: bool) -> None:
+        told, at = self._told
+        now = self.clock.now()
+        if cropping != told and (told is None or now - at >= TELL_EVERY):
+            self._told = cropping, now
+            self.on_crop(cropping)
 
     def _tune(self) -> None:
         """What was granted, onto the tracks that are sent."""

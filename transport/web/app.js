@@ -8,16 +8,18 @@ import { Loudness, Media } from "./media.js";
 import { Orb } from "./orb.js";
 import { Params } from "./params.js";
 import { Link, LinkError, iceServers } from "./rtc.js";
-import { address, clearNotes, note, shortcuts, theme } from "./shell.js";
+import { Starved } from "./starved.js";
+import { address, clearNotes, note, remember, shortcuts, theme } from "./shell.js";
 import { Captions, Talk } from "./talk.js";
 
 const $ = (id) => document.getElementById(id);
 const RETRY_S = [1, 2, 4, 8, 15];
 const STATS_MS = 500;
-const LATE_S = 3; // so long without a picture is told
-const STALE_MS = 1500; // no new picture for this long: show the level ring instead
 const QUIET_MS = 700; // silence that ends "it speaks"
-const IDEAS = ["what do you see", "neon", "pencil sketch", "what time is it"];
+const IDEAS = { // by how the name of a stage begins
+  "agent.": ["what do you see", "neon", "pencil sketch", "what time is it"],
+  "diffusion.": ["neon", "oil painting", "charcoal", "blueprint"],
+};
 
 const here = address();
 const on = { audio: true, video: true, sound: true }; // what the user wants
@@ -57,7 +59,7 @@ function become(next, detail = "") {
   $("start").disabled = $("start-quiet").disabled = next === "connecting";
   $("start").textContent = next === "connecting" ? "Connecting…" : "Start";
   $("chat-line").disabled = $("chat-send").disabled = next !== "live";
-  $("chat-line").placeholder = next === "live" ? "Write a line" : "Connect to write a line";
+  $("chat-line").placeholder = next === "live" ? "Write a line" : "Press Start to write a line";
   $("gaze").hidden = $("gaze-box").hidden = next !== "live" || !graphs.takes("video");
   if (next !== "live") { $("interrupt").hidden = true; $("veil").hidden = true; $("ideas").replaceChildren(); orb.hide(); }
 }
@@ -191,7 +193,7 @@ const HANDLERS = {
     if (missed) talk.aside(missed === 1 ? "One earlier line is no longer known." : `${missed} earlier lines are no longer known.`);
     params.build(nodes);
     figures.build(nodes);
-    if (nodes.some(({ use }) => use.startsWith("agent."))) ideas();
+    ideas(Object.keys(IDEAS).find((kind) => nodes.some(({ use }) => use.startsWith(kind))));
     turns = nodes.some(({ use }) => use === "turn.manager");
   },
   chat({ text, n }) {
@@ -210,6 +212,7 @@ const HANDLERS = {
     if (name === "speech_end") $("mic").classList.remove("heard");
     if (name === "restart") note(`Stage ${from} failed and was restarted: ${fields.error}`);
     if (name === "failed") note(`Stage ${from} failed and is off: ${fields.error}`, { bad: true });
+    if (name === "diffusion.unknown_style") note(`It knows no style of that name. It knows: ${fields.known}.`);
     if (name === "recording") {
       $("recording").hidden = !fields.on;
       if (fields.reason) note(`The recording has stopped: ${fields.reason}`, { bad: true });
@@ -219,6 +222,7 @@ const HANDLERS = {
   params({ node, values }) { params.update(node, values); },
   stats(message) {
     figures.show(message);
+    starved.told(message, performance.now());
     gaze.explain(message.focus);
     link?.received().then((received) => figures.page(received), () => {});
   },
@@ -228,8 +232,8 @@ const HANDLERS = {
 
 const receive = (message) => HANDLERS[message.type]?.(message);
 
-function ideas() {
-  $("ideas").replaceChildren(...IDEAS.map((words) => {
+function ideas(kind) {
+  $("ideas").replaceChildren(...(IDEAS[kind] ?? []).map((words) => {
     const item = document.createElement("li");
     const button = document.createElement("button");
     button.type = "button";
@@ -287,7 +291,7 @@ function showDevices() {
 
 // ------------------------------------------------------------------ four times a second: who speaks, is there a picture
 
-let pictures = { count: 0, at: 0 };
+const starved = new Starved();
 let loud = -1e9;
 
 setInterval(() => {
@@ -297,15 +301,19 @@ setInterval(() => {
   const speaking = state === "live" && (now - loud < QUIET_MS || talk.speaking);
   if ($("interrupt").hidden === speaking) $("interrupt").hidden = !speaking;
   const count = $("remote").getVideoPlaybackQuality?.().totalVideoFrames ?? 0;
-  if (count !== pictures.count) pictures = { count, at: now };
-  if (state !== "live") pictures.at = now; // a connection's first picture is waited for from its start
-  const stale = now - pictures.at > STALE_MS;
-  $("remote").hidden = state !== "live" || stale;
-  const waited = Math.round((now - pictures.at) / 1000);
-  const wanting = on.video && $("remote").srcObject && waited >= LATE_S;
-  $("veil").hidden = state !== "live" || !stale || (on.video && !wanting);
-  $("veil").textContent = on.video ? `No picture from the server for ${waited} s: it may be too busy` : "Your camera is off";
-  if (state === "live" && stale) orb.show(() => [mine.read() * on.audio, theirs.read()]);
+  starved.seen(count, now);
+  const live = state === "live", remote = $("remote");
+  const off = !on.video && graphs.takes("video");
+  if (!live) starved.begin(now); // a connection's first picture is waited for from its start
+  if (off || !remote.srcObject || document.hidden) starved.excuse(now);
+  const stale = starved.stale(now);
+  const frozen = stale && !off && remote.videoWidth > 0; // the last picture stays, under the words of why
+  const words = off ? "Your camera is off" : starved.words(now, { camera: !media.tracks.video?.muted });
+  remote.hidden = !live || (stale && !frozen);
+  remote.classList.toggle("frozen", frozen && Boolean(words));
+  $("veil").hidden = !live || !words || (off && !stale);
+  $("veil").textContent = words;
+  if (live && stale && !frozen) orb.show(() => [mine.read() * on.audio, theirs.read()]);
   else orb.hide();
 }, 250);
 
@@ -325,6 +333,7 @@ async function listGraphs() {
 }
 
 $("graph").onchange = () => {
+  remember(graphs.chosen);
   graphs.describe();
   showDevices();
   if (state === "live" || state === "waiting") { clearInterval(countdown); comeback.forget(); link?.close(); link = null; talk.clear(); clearRemote(); become("connecting"); dial(); }

@@ -1,6 +1,7 @@
 // Which graph to run: the picker, and what it says of the chosen one.
 
 import { call } from "./rtc.js";
+import { note } from "./shell.js";
 
 const DEVICES = { video: "camera", audio: "microphone" };
 const $ = (id) => document.getElementById(id);
@@ -16,9 +17,19 @@ export class Graphs {
     return $("graph").value;
   }
 
-  /** Does the chosen graph read this kind of media? */
+  /** Does the chosen graph read this of its client: "audio", "video" or "text"? */
   takes(kind) {
     return (this.#graph?.takes ?? ["audio", "video"]).includes(kind);
+  }
+
+  /** Does it send this? */
+  gives(kind) {
+    return (this.#graph?.gives ?? []).includes(kind);
+  }
+
+  /** Does it send what it hears as text? */
+  get captions() {
+    return Boolean(this.#graph?.captions);
   }
 
   get #graph() {
@@ -30,7 +41,11 @@ export class Graphs {
     ({ graphs: this.#listed } = await call("graphs", { token }));
     $("graph").replaceChildren(...this.#listed.map(({ name, title }) => new Option(title || name, name)));
     const named = (test) => this.#listed.find(test);
-    const first = named(({ name }) => name === wanted) ?? named((graph) => graph.default) ?? this.#listed[0];
+    const asked = named(({ name }) => name === wanted);
+    if (wanted && !asked) {
+      note(`There is no graph ${JSON.stringify(wanted.slice(0, 60))} here; this server has: ${this.#listed.map(({ name }) => name).join(", ")}.`);
+    }
+    const first = asked ?? named((graph) => graph.default) ?? this.#listed[0];
     if (first) $("graph").value = first.name;
     this.describe();
   }
@@ -45,6 +60,14 @@ export class Graphs {
     $("goes-where").textContent = taken.length
       ? `Your ${taken.join(" and ")} ${taken.length > 1 ? "go" : "goes"} to this server and nowhere else.`
       : "Neither your camera nor your microphone is used.";
-    $("start-quiet").hidden = !taken.length;
+    $("start-quiet").hidden = !taken.length || !this.takes("text");
+    // nothing is offered that nobody would read
+    $("chat").hidden = $("skip").hidden = !this.takes("text");
+    $("talk-card").hidden = !this.takes("text") && !this.gives("text");
+    $("captions").hidden = !this.captions;
+    $("talk-what").textContent = !this.takes("text") ? "What it hears and says is kept here while you are connected."
+      : this.captions ? "What you say and what it answers is kept here while you are connected."
+      : this.gives("text") ? "What you write and what it answers is kept here while you are connected."
+      : "What you write is kept here while you are connected.";
   }
 }

@@ -232,6 +232,7 @@ export class Link {
   away() {
     if (this.#session && !this.#closed) this.#tell(`session/${encodeURIComponent(this.#session)}/reload`, { method: "POST" });
     this.close({ keep: true });
+    Link.#end(0); // a browser that quits may not send the line above: without it this goodbye ends the session
   }
 
   #forget() {

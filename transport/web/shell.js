@@ -8,7 +8,7 @@ const store = {
   set(key, value) { try { localStorage.setItem(`penstock.${key}`, value); } catch { /* private mode */ } },
 };
 
-/** `#token=…&graph=…`: taken once, then out of the address bar; kept for a reload of this tab only. */
+/** `?graph=…` or `#graph=…`: the graph to choose. `#token=…`: taken once, then out of the address bar; kept for a reload of this tab only. */
 export function address() {
   const hash = new URLSearchParams(location.hash.slice(1));
   let token = hash.get("token");
@@ -21,7 +21,17 @@ export function address() {
     const rest = hash.toString();
     history.replaceState(null, "", location.pathname + location.search + (rest ? `#${rest}` : ""));
   }
-  return { token, graph: hash.get("graph") };
+  return { token, graph: hash.get("graph") ?? new URLSearchParams(location.search).get("graph") };
+}
+
+/** The address chooses the graph that is chosen now, for a reload and for who gets the link. */
+export function remember(graph) {
+  const now = new URL(location.href);
+  const hash = new URLSearchParams(now.hash.slice(1));
+  hash.delete("graph");
+  now.hash = hash.toString();
+  now.searchParams.set("graph", graph);
+  history.replaceState(null, "", now);
 }
 
 const THEMES = ["system", "light", "dark"];
