@@ -68,8 +68,7 @@ class Runner:
         self._error: Exception | None = None  # raised on a fused edge, for the node's own task
         self._fused: list[Edge] = []
         self._since = 0  # when the call that is being awaited began; 0 when none is
-        self._hung = False
-        self._looked = (0, 0)  # by `end_hang`: `_since`, and frames put
+        self._hung, self._looked = False, (0, 0)  # the latter by `end_hang`: `_since`, and frames put
         self._task: asyncio.Task[None] | None = None
         self._scope_sources: frozenset[str] = frozenset()
         self._tape = session.recorder

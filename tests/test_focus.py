@@ -230,6 +230,23 @@ def test_fetch_of_a_sender_that_keeps_nothing_fails_at_once() -> None:
 # ---------------------------------------------------------------- the edge's end
 
 
+def test_sound_is_set_aside_for_who_sends_some() -> None:
+    async def main(clock: LoopClock) -> None:
+        hears = compile_text(
+            "penstock: 1\ngraph: g\nnodes:\n  cam: {use: webrtc.in, video: 640x480@30, audio: 16k/mono/20ms}\n"
+            "  out: {use: webrtc.out, in: {video: cam.video, audio: cam.audio}}\n"
+        )
+        for sends in (True, False):
+            focus = Focus("s", hears, clock, lambda *a, **k: None, sounds=lambda sends=sends: sends)
+            focus.opened(Wire())
+            focus.receive(Caps(Roi.canvas, 1, sent_kbps=120).pack())
+            (stream,) = focus.streams(clock.now())
+            assert stream.audio == sends
+            focus.close()
+
+    on_loop(main)
+
+
 def test_a_client_that_crops_is_told_the_rates_of_both_tracks_and_taught_by_its_answers() -> None:
     async def main(clock: LoopClock) -> None:
         focus, wire = Focus("s", plan(), clock, lambda *a, **k: None, lambda: False), Wire()

@@ -65,7 +65,8 @@ class FocusFigures:
 
 
 class Focus:
-    """send: puts one JSON message on the reliable channel. watched: does the client get pictures back?
+    """send: puts one JSON message on the reliable channel. watched: does the client get pictures back? sounds: does it
+    send sound?
 
     Attributes: `worth`, what its bits are worth and what it may use; `stills`, VideoFrames that came.
     """
@@ -77,6 +78,7 @@ class Focus:
         clock: Clock,
         send: Callable[..., None],
         watched: Callable[[], bool] = lambda: True,
+        sounds: Callable[[], bool] = lambda: True,
     ) -> None:
         self.name = name
         self.clock = clock
@@ -89,6 +91,7 @@ class Focus:
         self._plan = plan
         self._send = send
         self._watched = watched
+        self._sounds = sounds
         self._offset = MinWindow()  # our clock − the sender's, by the fastest CAPS, ns
         self._channel: Channel | None = None
         self._task: asyncio.Task[None] | None = None
@@ -130,7 +133,9 @@ class Focus:
 
     def streams(self, now: int) -> list[Stream]:
         """What it asks of the budget, a stream for each track; none when its client cannot be told."""
-        return self.worth.streams(self.caps, self.fps, now) if self._channel is not None else []
+        if self._channel is None:
+            return []
+        return self.worth.streams(self.caps, self.fps, now, self._sounds())
 
     def grants(self, granted: Mapping[str, Grant]) -> None:
         """Of the budget."""

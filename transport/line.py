@@ -59,6 +59,11 @@ class Line:
         return self._peer
 
     @property
+    def sounds(self) -> bool:
+        """Does the peer send sound that the graph takes?"""
+        return self._peer is not None and "audio" in self._peer.tracks
+
+    @property
     def video_out(self) -> VideoOut | None:
         return self._peer.video_out if self._peer is not None else None
 

@@ -141,9 +141,9 @@ class LiveSession:
         )
         self.channel.steers = caller.may("talk", "control")
         self.channel.abused = self._abused
-        self.focus = Focus(
-            session_id, plan, clock, self.channel.send, lambda: self.line.video_out is not None
-        )
+        line, send = self.line, self.channel.send
+        watched, sounds = (lambda: line.video_out is not None), (lambda: line.sounds)
+        self.focus = Focus(session_id, plan, clock, send, watched, sounds)
         self.channel.more = lambda: {"focus": self.focus.stats()}
         self._live_audio = hears_live(plan)
         self._within = resume
@@ -255,7 +255,7 @@ class LiveSession:
 
     def _abused(self, why: str) -> None:
         self._barred = why
-        self._wake()
+        self._news.set()
 
     def _wake(self) -> None:
         self._news.set()
@@ -331,10 +331,8 @@ class LiveSession:
     def _over(self, ended: asyncio.Task[None]) -> str:
         if self._closing is not None:
             return "closed"
-        if self._barred:
-            return self._barred
-        if ended.done():
-            return self.session.failure or "the graph has ended"
+        if self._barred or ended.done():
+            return self._barred or self.session.failure or "the graph has ended"
         if self._until is not None and self.clock.now() >= self._until:
             return "the longest time that a session may last is over"
         return ""

@@ -63,8 +63,8 @@ class Worth:
             # as the curve is over bits without regions, so are the observations
             self.learner.answered(kbps / fps / saved(caps), float(confidence), weight)
 
-    def streams(self, caps: Caps | None, fps: float, now: int) -> list[Stream]:
-        """One for each track; none when its client cannot be told."""
+    def streams(self, caps: Caps | None, fps: float, now: int, sound: bool = True) -> list[Stream]:
+        """One for each track; none when its client cannot be told. sound: does it send any?"""
         node = self._plan.find("webrtc.in")
         if caps is None or node is None:
             return []
@@ -77,7 +77,7 @@ class Worth:
             weight=uplink.priority,
             # who was never asked anything watches all the time
             active=self._asked_at is None or now - self._asked_at < ACTIVE,
-            audio=self._plan.uses_port(node.name, "audio"),
+            audio=sound and self._plan.uses_port(node.name, "audio"),
             path_kbps=path_of(caps),
             scale=saved(caps),
             deadline_s=uplink.deadline / SECOND,
