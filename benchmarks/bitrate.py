@@ -1,6 +1,6 @@
 """Context-aware bitrate: what a picture costs when bits go where the question looks.
 
-    make bench AREA=bitrate                    # two scenes, one seed: under four minutes of CPU
+    make bench AREA=bitrate                    # two scenes, one seed: under five minutes of CPU
     make bench AREA=bitrate ARGS=--full        # three scenes, two seeds, as B90 is defined
     make bench AREA=bitrate ARGS='--only b90 --scenes desk --seeds 0,1'
 
