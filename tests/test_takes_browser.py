@@ -25,9 +25,14 @@ def test_the_camera_is_opened_only_for_graphs_that_take_pictures() -> None:
         faults: list[str] = []
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.add_init_script(PROBE)
+        page.goto(f"{server.url}?graph=wurld")
+        until(page, "document.getElementById('notes').textContent.includes('no graph \"wurld\"')")
+        page.goto(f"{server.url}?graph=loopback")
+        until(page, "document.getElementById('graph').value === 'loopback'")
         page.goto(f"{server.url}?graph=world")
-        page.wait_for_selector("#graph option", state="attached")
-        page.select_option("#graph", "world")
+        until(page, "document.getElementById('graph').value === 'world'")
+        assert page.is_hidden("#captions"), "it hears, and recognises nothing"
+        assert page.is_visible("#chat")
         assert page.inner_text("#goes-where").startswith("Your microphone goes")
         page.click("#start")
         page.wait_for_selector(LIVE, timeout=30_000)

@@ -59,7 +59,7 @@ export class Starved {
       const before = first.nodes.find(({ name }) => name === node.name);
       return before && lost(node) > lost(before);
     });
-    if (behind.length) return `the machine is too busy, ${behind.map(({ name }) => name).join(", ")} cannot keep up`;
+    if (behind.length) return `the machine is too busy (${behind.map(({ name }) => name).join(", ")} cannot keep up)`;
     return "none comes through; the network, or the machine of one side, may be too busy";
   }
 }
