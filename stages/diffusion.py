@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +35,7 @@ from ..pipeline.stage import (
     StageError,
 )
 from .diffusion_params import DiffusionOptions, DiffusionParams
-from .diffusion_rows import DiffusionRows, Step, Stream, load
+from .diffusion_rows import DiffusionRows, Step, Stream, Work, load
 from .told_prompt import PROMPT, ToldPrompt
 
 LATE = SECOND  # after capture, for pictures without a deadline
@@ -45,17 +44,6 @@ RATE_FIRST, RATE_OVER = 15, 60  # pictures that it is measured over at first, an
 RATE_OFF = 0.2  # of the rate; a smaller change asks for no other share of the pool
 
 Image = NDArray[np.uint8]
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """Pictures to draw, ready for the pool."""
-
-    entry: Entry
-    frames: tuple[VideoFrame, ...]
-    stream: Stream
-    steps: int
-    deadline: int
 
 
 def _look(frame: VideoFrame) -> Thumbnail:
@@ -73,7 +61,7 @@ class DiffusionStream(Stage):
     rows_stay = True
 
     async def setup(self) -> None:
-        self.skipped = self.replaced = self.late = self.passed = self.dropped = 0  # pictures
+        self.skipped = self.replaced = self.late = self.dropped = 0  # pictures
         self._told = ToldPrompt(self.ctx, self.options.model)
         self._mail: list[VideoFrame] = []  # the newest that wait: one, or a chunk
         self._out: Outputs | None = None
@@ -361,7 +349,6 @@ class DiffusionStream(Stage):
 
     def _pass(self, frames: Sequence[VideoFrame], out: Outputs) -> None:
         """Show the camera's pictures as they are."""
-        self.passed += len(frames)
         self._forget = True
         for frame in frames:
             out.post("video", frame)

@@ -14,6 +14,7 @@ from ..models import stream_models
 from ..models.devices import pick
 from ..models.stream_model import Entry, Finished, Settings
 from ..pipeline.errors import LastingError, one_line
+from ..pipeline.frame import VideoFrame
 from ..pipeline.rows import Again, Row
 from ..pipeline.stage import Pool
 from .diffusion_slots import AnyModel, slots_of
@@ -47,6 +48,17 @@ class Step:
 
     work: Any  # an Entry, or the model's own
     scene: int
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Pictures to draw, ready for the pool."""
+
+    entry: Entry
+    frames: tuple[VideoFrame, ...]
+    stream: Stream
+    steps: int
+    deadline: int
 
 
 class DiffusionRows:

@@ -16,7 +16,7 @@ from diffusion_sessions import Fixed
 from fakes import InlinePool, feed
 from penstock.pipeline.clock import MS, NEVER, SECOND
 from penstock.pipeline.degrade import parse_ladder
-from penstock.pipeline.frame import Gap, TokenFrame, VideoFrame
+from penstock.pipeline.frame import Gap, VideoFrame
 from penstock.pipeline.pixels import i420_from_rgb
 from penstock.pipeline.rows import Admission, Demand, Row, RowModel
 from penstock.pipeline.stage import DeadlineMissed, StageError
@@ -85,18 +85,6 @@ def test_every_parameter_changes_the_picture_while_it_runs(weights: Path, change
     rig = play(Rig(weights, prompt="neon", guidance=1.5, steps=2), scenario)
     assert len(rig.shown) == 10
     assert not np.array_equal(rig.shown[5].image, rig.shown[9].image)
-
-
-def test_a_line_becomes_the_prompt_and_one_without_a_known_style_changes_nothing(weights: Path) -> None:
-    async def scenario(rig: Rig) -> None:
-        for text, end in (("oil ", False), ("painting ", True), ("a purple dinosaur", True), ("  ", True)):
-            await feed(rig.stage, "prompt", TokenFrame(pts=0, text=text, end=end), rig.out)
-
-    rig = play(Rig(weights, prompt="neon"), scenario)
-    assert rig.ctx.params == [(rig.ctx.node, {"prompt": "oil painting"})]
-    told = [fields for name, fields in rig.ctx.events if name == "diffusion.unknown_style"]
-    assert len(told) == 1
-    assert "watercolor" in str(told[0]["known"])
 
 
 def test_strength_zero_gives_the_camera_picture_back(weights: Path) -> None:
