@@ -69,9 +69,8 @@ async def warm(plan: Plan, clock: Clock, make: Any = Session) -> str:
     except StageError as e:
         log.error("graph %s cannot start: %s", plan.name, e)
         return str(e)
-    except (
-        Exception
-    ) as e:  # the boundary: a stage's own fault must not keep the other graphs from being served
+    # the boundary: a stage's own fault must not keep the other graphs from being served
+    except Exception as e:
         log.exception("graph %s cannot start", plan.name)
         return error_words(e)
     finally:

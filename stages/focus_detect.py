@@ -1,7 +1,8 @@
 """`focus.detect`: after a question, finds the part of the picture that it is about, with no model at all.
 
 The weakest of the sources of importance (docs/bitrate.md): it knows the kind of the question by its words, and looks for
-codes, small print or motion. What it finds is a hint, told with little confidence; a code that it could locate, more.
+print (`print_finder.py`), codes or motion. What it finds is a hint, told with little confidence; print that it saw again and
+again, and a code that it could locate, with more.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ Pixels = tuple[int, int, int, int]
 Box = tuple[float, float, float, float]
 """(x, y, width, height), shares of the picture."""
 
-WIDE = 640  # pixels, that pictures are brought to; and half of it, for large letters
+WIDE = 640  # pixels of the longer side, that pictures are brought to; and half of it, for large letters
 STROKE = 17  # pixels: no stroke of ink is as wide
 INK = 10  # levels darker than the paper
 FAINT = 0.3  # of the strongest ink around: no ink, but what a compression smears between lines
@@ -34,6 +34,7 @@ SAME = 12  # levels between papers that are one
 PAPER = 10  # levels around the paper's that are still it
 STILL = 0.4  # of an edge: paper beyond it; codes and pictures are on it too
 LINES = 2  # together, to be print
+MOST_LINES = 200  # of a look, the strongest: each is compared with each
 HALF_LIFE = 3 * SECOND  # of evidence
 MOST_PER_LOOK = 3
 MOST_LOOKS = 3  # that count: what has gone is forgotten in ten seconds
@@ -120,7 +121,7 @@ def find_print(gray: Gray) -> list[Print]:
     """gray (H, W). The surfaces that carry at least LINES lines, most lines first."""
     height, width = gray.shape
     found: list[tuple[int, Pixels, float]] = []  # lines, box, scale
-    scale = min(1.0, WIDE / width)
+    scale = min(1.0, WIDE / max(width, height))
     for share in (scale, scale / 2):
         size = max(1, round(width * share)), max(1, round(height * share))
         small = gray if share == 1 else cv2.resize(gray, size, interpolation=cv2.INTER_AREA)
@@ -191,7 +192,10 @@ def _lines(gray: Gray) -> _Inked:
     deviation = np.sqrt(np.maximum(0, mean(squares, *around) - level**2))
     good = (np.maximum(above, below) < QUIET * inside) & (deviation < PLAIN * inside)
     good &= np.maximum(before, after) < BESIDE * inside
-    return _Inked(np.stack([x, y, w, h, level], 1)[good].astype(np.float64), np.asarray(paper, np.uint8))
+    lines = np.stack([x, y, w, h, level], 1)[good].astype(np.float64)
+    if len(lines) > MOST_LINES:
+        lines = lines[np.argsort(-inside[good], kind="stable")[:MOST_LINES]]
+    return _Inked(lines, np.asarray(paper, np.uint8))
 
 
 def _groups(lines: NDArray[np.float64]) -> list[list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tomllib
 from pathlib import Path
 
@@ -40,6 +41,16 @@ def test_every_data_file_is_listed() -> None:
             if data and path not in listed and not any(path.is_relative_to(i) for i in inner):
                 missing.append(str(path.relative_to(ROOT)))
     assert missing == []
+
+
+def test_weights_that_come_along_are_those_on_their_card() -> None:
+    folder = ROOT / "models" / "data"
+    card = (folder / "README.md").read_text()
+    weights = sorted(folder.glob("*.safetensors"))
+    assert len(weights) >= 4
+    for path in weights:
+        assert f"`{path.name}`" in card
+        assert hashlib.sha256(path.read_bytes()).hexdigest() in card, path.name
 
 
 def test_the_command_names_a_function_that_exists() -> None:

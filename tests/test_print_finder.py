@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 from penstock.pipeline.clock import SECOND
+from penstock.stages import print_finder
 from penstock.stages.print_finder import Box, Print, PrintMemory, common, find_print
 
 Gray = NDArray[np.uint8]
@@ -112,3 +113,22 @@ def test_a_box_grows_at_once_and_shrinks_slowly() -> None:
 
 def test_print_all_over_is_nowhere() -> None:
     assert PrintMemory().look([Print((0.0, 0.0, 0.9, 0.9), 9)], 0) is None
+
+
+def test_of_a_wall_of_lines_only_so_many_are_compared_with_each_other() -> None:
+    wall = np.full((480, 640), 220, np.uint8)
+    for y in range(6, 460, 18):
+        for x in range(8, 600, 42):
+            wall[y : y + 6, x : x + 18] = 40
+    seen: list[int] = []
+    groups = print_finder._groups  # pyright: ignore[reportPrivateUsage]
+
+    def count(lines: NDArray[np.float64]) -> list[list[int]]:
+        seen.append(len(lines))
+        return groups(lines)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(print_finder, "_groups", count)
+        found = find_print(wall)
+    assert max(seen) == print_finder.MOST_LINES
+    assert found

@@ -37,9 +37,7 @@ NAMES = {  # of an event's `source`
     "reporter": Source.detector,
 }
 DETECTOR_DQP = 6  # blind detectors are wrong too often for more (docs/bitrate.md)
-FOUND_DQP = (
-    12  # … but for one that knows what it found; at 24 other print than what is meant hid that for good
-)
+FOUND_DQP = 12  # … but for one that knows what it found; at 24 other print hid what was meant for good
 MAX_BOXES = 32
 
 

@@ -15,9 +15,8 @@ from ..pipeline.pixels import i420_from_rgb, i420_planes
 from .crop_track import BLOCK, COLUMNS, STRIP, Cells, pixels_of, stamped_i420
 from .importance import GRID_H, GRID_W, ImportanceMap, Source
 
-SENT_FROM = (
-    6.0  # steps of the quantiser from which on a crop is dared: what is only guessed stays in the picture
-)
+# steps of the quantiser from which on a crop is dared: what is only guessed stays in the picture
+SENT_FROM = 6.0
 MOST = 0.6  # of the picture: a larger crop saves nothing
 CONTEXT_WIDTH = 160
 CONTEXT_FPS = 1.0

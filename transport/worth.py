@@ -19,9 +19,8 @@ from .utility import Learner
 ACTIVE = 60 * SECOND  # after a question, its client's pictures count in full
 SAVED = 0.45  # of the bits for the same, with regions at 12 steps and more (B90: 0.39 to 0.45)
 CROP_SAVED = 0.42  # … with a crop of whole cells (B90: 0.39 to 0.44)
-APART = (
-    4 * SECOND
-)  # answers that come closer saw the same stall or the same lost packet: they count by the time between them
+# answers that come closer saw the same stall or the same lost packet: they count by the time between them
+APART = 4 * SECOND
 UNPROVEN = 2.0  # times the estimate of a sender that uses less than half of it
 CONTEXT_FPS = 1.0
 CONTEXT_Q50, CONTEXT_SPREAD = 5.0, 0.3  # kb a picture of 160x120; log units
