@@ -23,7 +23,8 @@ log = logging.getLogger(__name__)
 VERSION = 1
 MAX_BYTES = 16 * 1024  # of a message, both ways
 RATE = 50  # messages a second
-MAX_ERRORS = 100  # then the session ends
+MAX_ERRORS = 100  # within ERROR_WINDOW, then the session ends
+ERROR_WINDOW = 600 * SECOND
 MAX_BUFFERED = 512 * 1024  # bytes not yet sent: beyond, a far end that does not read loses messages
 
 
@@ -63,6 +64,7 @@ ClientMessage: TypeAlias = Annotated[
 ]
 _parse: TypeAdapter[ClientMessage] = TypeAdapter(ClientMessage)
 _TYPES = "chat, interrupt, params, ping, stats"
+_KINDS = {*_TYPES.split(", "), "rate", "size", "json", "version"}  # what may stand in the log of a refusal
 LEAST_STATS_MS = 100
 
 
@@ -117,16 +119,16 @@ class ControlChannel:
         self.resume = resume
         self.transcript = Transcript()
         self.steers = True  # may the client change anything? One with the scope `view` may not
-        self.errors = 0
-        self.abused: Callable[[str], None] = lambda why: (
-            None
-        )  # told once, after MAX_ERRORS; no message is taken from then on
+        self.barred = False  # after MAX_ERRORS: no message is taken from then on
+        self.abused: Callable[[str], None] = lambda why: None  # told once, when it is barred
         self.dropped = 0  # messages that a slow far end lost
         self.every = 0  # ns between `stats`; 0: none wanted
         self.more: Callable[[], Mapping[str, Any]] = dict  # figures beside the session's
         self._wanted = asyncio.Event()
         self._wire: Wire | None = None
         self._received: deque[int] = deque(maxlen=RATE)
+        self._errors: deque[int] = deque(maxlen=MAX_ERRORS)  # when
+        self._too_many = -SECOND  # when that was told last
 
     def opened(self, wire: Wire, back: Back | None = None) -> None:
         """The far end's channel is open: say hello, and to one that is back what it has missed."""
@@ -157,11 +159,13 @@ class ControlChannel:
 
     def receive(self, raw: str | bytes) -> None:
         """Act on one message, or answer `error` and change nothing."""
-        if self._wire is None or self.errors >= MAX_ERRORS:
+        if self._wire is None or self.barred:
             return
         now = self.clock.now()
         if len(self._received) == RATE and now - self._received[0] < SECOND:
-            self._refuse(f"too many messages: at most {RATE} a second are taken", "rate")
+            if now - self._too_many >= SECOND:  # a burst is one error
+                self._too_many = now
+                self._refuse(f"too many messages: at most {RATE} a second are taken", "rate")
             return
         self._received.append(now)
         size = len(raw) if isinstance(raw, bytes) else len(raw.encode(errors="replace"))
@@ -209,12 +213,16 @@ class ControlChannel:
                 self.send("pong", id=id_)
 
     def _refuse(self, why: str, about: str) -> None:
-        self.errors += 1
+        now = self.clock.now()
+        self._errors.append(now)
         self.send("error", message=why, about=about)
-        if self.errors == MAX_ERRORS:
-            why = f"its client sent {self.errors} messages that could not be taken; the last: {why}"
-            log.warning("%s ends: %s", self.session_id, why)
-            self.abused(why)
+        if len(self._errors) == self._errors.maxlen and now - self._errors[0] < ERROR_WINDOW:
+            self.barred = True
+            # without its words: they hold what the client wrote, which is no matter of the log
+            kind = about if about in _KINDS else "of no known type"
+            told = f"its client sent {len(self._errors)} messages that could not be taken; the last: {kind}"
+            log.warning("%s ends: %s", self.session_id, told)
+            self.abused(told)
 
     # ------------------------------------------------------------ server → client
 
