@@ -38,19 +38,21 @@ def _silent_end(node: NodePlan) -> Binding:
     return bind
 
 
-async def loaded(session: Session) -> None:
-    """Until what its stages load beside their `setup` is there, up to BACKGROUND. Raises: StageError."""
-    await asyncio.gather(*(_loaded(runner.node, runner.stage) for runner in session.runners.values()))
+async def loaded(session: Session) -> bool:
+    """Until what its stages load beside their `setup` is there, up to BACKGROUND: is it? Raises: StageError."""
+    return all(await asyncio.gather(*(_loaded(r.node, r.stage) for r in session.runners.values())))
 
 
-async def _loaded(node: str, stage: Stage) -> None:
+async def _loaded(node: str, stage: Stage) -> bool:
     try:
         async with asyncio.timeout(BACKGROUND / SECOND):
             await stage.loaded()
     except TimeoutError:
         log.info("node %s goes on loading", node)
+        return False
     except StageError as e:
         raise of_node(node, e) from e
+    return True
 
 
 async def warm(plan: Plan, clock: Clock, make: Any = Session) -> str:

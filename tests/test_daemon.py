@@ -14,11 +14,12 @@ import aiohttp
 import pytest
 from client import GRAPHS, Client, until, within
 from diffusion_rig import random_weights
-from graphs import compile_test
+from graphs import STAGES, compile_test
 from penstock.pipeline.clock import MS, SECOND, ManualClock
 from penstock.pipeline.compiler import load
+from penstock.pipeline.frame import AudioFrame
 from penstock.pipeline.notify import Notifier, listen_sockets
-from penstock.pipeline.stage import StageError
+from penstock.pipeline.stage import Out, Ports, Stage, StageError
 from penstock.transport.daemon import WEDGED, Daemon
 from test_api import STEADY
 
@@ -333,6 +334,131 @@ nodes:
         await within(task)
 
     asyncio.run(main())
+
+
+class Unwell(Stage):
+    """Its library raises what it likes."""
+
+    ports = Ports({}, {"audio": Out(AudioFrame, "live")})
+
+    async def setup(self) -> None:
+        raise RuntimeError("the library says no")
+
+
+class Away(Unwell):
+    """A camera that does not answer."""
+
+    async def setup(self) -> None:
+        await asyncio.Event().wait()
+
+
+DOOR = """
+penstock: 1
+graph: door
+nodes:
+  cam: {use: test.door}
+  out: {use: test.sink, in: cam.audio}
+"""
+
+
+@pytest.mark.parametrize(
+    ("camera", "broken"), [(Unwell, {"door": "RuntimeError: the library says no"}), (Away, {})]
+)
+def test_ready_is_said_whatever_a_camera_does(
+    manager: Manager, monkeypatch: pytest.MonkeyPatch, camera: type[Stage], broken: dict[str, str]
+):
+    monkeypatch.setitem(STAGES, "test.door", camera)
+    if camera is Away:
+        monkeypatch.setattr("penstock.transport.daemon.STARTING", 10 * MS)
+
+    async def main() -> None:
+        served = Daemon({"door": compile_test(DOOR)}, port=0, notifier=manager.notifier(), start=["door"])
+        told: list[dict[str, str]] = []
+        task = asyncio.create_task(served.run(lambda url, broken: told.append(dict(broken))))
+        await until(lambda: bool(told))
+        assert told == [broken]
+        assert "READY=1" in manager.read()
+        served.stop()
+        await within(task)
+
+    asyncio.run(main())
+
+
+def test_one_told_to_stop_is_not_ready_any_more(manager: Manager):
+    async def main() -> None:
+        served = daemon(manager)
+        served.stop()
+        await within(served.run())
+        assert "READY=1" not in manager.read()
+        assert "STOPPING=1" in manager.lines
+
+    asyncio.run(main())
+
+
+def test_a_full_server_says_nothing_against_a_graph(manager: Manager):
+    async def main() -> None:
+        served = Daemon({"steady": compile_test(STEADY)}, notifier=manager.notifier(), start=["steady"])
+        served.server.desk.headless.limit = 0
+        served.autostart.start()
+        await within(served.autostart.tried.wait())
+        assert served.sessions.broken == {}
+        served.autostart.stop()
+        served.pools.close()
+
+    asyncio.run(main())
+
+
+def test_a_graph_is_whole_when_all_has_loaded_in_a_session_that_runs(
+    manager: Manager, monkeypatch: pytest.MonkeyPatch
+):
+    found: list[bool] = []
+    gone = False
+
+    async def loaded(session: object) -> bool:
+        if gone:
+            await served.server.desk.close_all()
+        return found.pop(0)
+
+    async def look() -> list[str]:
+        served.sessions.broken["steady"] = "its weights are damaged"
+        await served.server.desk.start("steady")
+        await until(lambda: not served._tasks)  # pyright: ignore[reportPrivateUsage]
+        return list(served.sessions.broken)
+
+    async def main() -> None:
+        nonlocal gone
+        found[:] = [False, True]
+        assert await look() == []
+        assert not found, "it looks on while it loads"
+        gone = True
+        for found[:] in ([True], [False]):
+            served.server.desk.headless.stopping = False
+            assert await look() == ["steady"]
+        served.pools.close()
+
+    monkeypatch.setattr("penstock.transport.daemon.loaded", loaded)
+    served = Daemon({"steady": compile_test(STEADY)}, notifier=manager.notifier())
+    asyncio.run(main())
+
+
+def test_a_graph_is_tried_once_at_a_time(manager: Manager, monkeypatch: pytest.MonkeyPatch):
+    running: list[int] = [0, 0]
+
+    async def warm(*_: object) -> str:
+        running[0] += 1
+        running[1] = max(running)
+        await asyncio.sleep(0)
+        running[0] -= 1
+        return "no"
+
+    async def main() -> None:
+        served = daemon(manager)
+        await asyncio.gather(*(served._try("loopback") for _ in range(3)))  # pyright: ignore[reportPrivateUsage]
+        served.pools.close()
+
+    monkeypatch.setattr("penstock.transport.daemon.warm", warm)
+    asyncio.run(main())
+    assert running == [0, 1]
 
 
 def test_an_endless_graph_does_not_hold_up_a_drain(manager: Manager):

@@ -7,9 +7,10 @@ import logging
 from collections.abc import Sequence
 
 from ..pipeline.clock import SECOND, Clock
+from ..pipeline.row_pool import error_words
 from ..pipeline.stage import StageError
 from .desk import Desk
-from .headless import HeadlessSession
+from .headless import HeadlessSession, NotNow
 
 log = logging.getLogger(__name__)
 
@@ -58,9 +59,16 @@ class Autostart:
                 self._has_tried(name)
                 await live.session.wait()
                 why = live.session.failure or why
+            except NotNow as e:  # nothing is wrong with the graph
+                why = str(e)
             except StageError as e:
                 why = self._desk.sessions.broken[name] = str(e)
-                self._has_tried(name)
+            except (
+                Exception
+            ) as e:  # the supervisor's boundary: a stage's own fault is tried again as any other
+                log.exception("graph %s cannot start", name)
+                why = self._desk.sessions.broken[name] = error_words(e)
+            self._has_tried(name)
             self._live.pop(name, None)
             if self._clock.now() - began >= STEADY:
                 pause = SECOND
@@ -69,6 +77,10 @@ class Autostart:
             self._desk.headless.kept[name] = self._clock.now() + pause
             await self._clock.sleep(pause)
             pause = min(2 * pause, LONGEST)
+
+    @property
+    def untried(self) -> list[str]:
+        return sorted(self._untried)
 
     def _has_tried(self, name: str) -> None:
         self._untried.discard(name)

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import signal
 import socket
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -37,6 +37,9 @@ log = logging.getLogger(__name__)
 OnReady: TypeAlias = Callable[[str, Mapping[str, str]], None]  # the URL; graphs that cannot start → why
 
 WEDGED = 30 * SECOND  # a stage's call lasts this long although the engine ends hung calls after 10 s
+STARTING = (
+    10 * SECOND
+)  # that graphs of `start` may hold READY up: a camera that is off must not fail the service
 POLL = 50 * MS  # how often a drain looks whether all have left
 
 
@@ -91,6 +94,7 @@ class Daemon:
         self.bridges = bridges(self.graphs, self.server.desk)
         self.server.metrics.links = [bridge.link for bridge in self.bridges]
         self._told_to_stop = asyncio.Event()
+        self._trying = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self.server.desk.on_opened.append(self._opened)
 
@@ -112,13 +116,11 @@ class Daemon:
                 for bridge in self.bridges:
                     bridge.start()
                 self.autostart.start()
-                await self._either(self.autostart.tried, self._told_to_stop)
-                self.notifier.ready(self.status())
-                if on_ready is not None:
-                    on_ready(self.server.url, self.sessions.broken)
-                feeding = asyncio.create_task(
-                    self.notifier.feed(self.clock, self.stuck, self.status), name="notify"
+                await self._first_of(
+                    self.autostart.tried.wait(), self._told_to_stop.wait(), self.clock.sleep(STARTING)
                 )
+                if not self._told_to_stop.is_set():
+                    feeding = self._say_ready(on_ready)
                 await self._told_to_stop.wait()
                 await self._drain()
         finally:
@@ -134,9 +136,17 @@ class Daemon:
             self.pools.close()
             self.watchdog.stop()
 
+    def _say_ready(self, on_ready: OnReady | None) -> asyncio.Task[None]:
+        if self.autostart.untried:
+            log.warning("ready; still starting: %s", ", ".join(self.autostart.untried))
+        self.notifier.ready(self.status())
+        if on_ready is not None:
+            on_ready(self.server.url, self.sessions.broken)
+        return asyncio.create_task(self.notifier.feed(self.clock, self.stuck, self.status), name="notify")
+
     @staticmethod
-    async def _either(*events: asyncio.Event) -> None:
-        waiting = [asyncio.create_task(event.wait(), name="daemon/wait") for event in events]
+    async def _first_of(*events: Awaitable[object]) -> None:
+        waiting = [asyncio.ensure_future(event) for event in events]
         try:
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -161,19 +171,23 @@ class Daemon:
 
     async def _look(self, live: LiveSession | HeadlessSession) -> None:
         """A graph that could not start has: is it whole now, with what its stages load in the background?"""
+        whole = False
         try:
-            await loaded(live.session)
+            while not whole and live in self.server.desk.running():
+                whole = await loaded(live.session)
         except Exception as e:  # noqa: BLE001 - the boundary: the session tells it, this only keeps the book
             self.sessions.broken[live.graph] = one_line(e)
         else:
-            self.sessions.broken.pop(live.graph, None)
+            if whole and live in self.server.desk.running():  # of one that ended meanwhile nothing is known
+                self.sessions.broken.pop(live.graph, None)
 
     async def _try(self, name: str) -> None:
         """What it says of a graph holds until the next try, or until a session of it runs as a whole."""
-        if why := await warm(self.graphs[name], self.clock, self._factory):
-            self.sessions.broken[name] = why
-        else:
-            self.sessions.broken.pop(name, None)
+        async with self._trying:  # tries share an id, and so what the pools keep of them
+            if why := await warm(self.graphs[name], self.clock, self._factory):
+                self.sessions.broken[name] = why
+            else:
+                self.sessions.broken.pop(name, None)
 
     # ------------------------------------------------------------ what is told
 

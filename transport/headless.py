@@ -21,6 +21,10 @@ from .webrtc_stages import WebRtcOut
 log = logging.getLogger(__name__)
 
 
+class NotNow(StageError):
+    """The server starts no graph at present, whichever it is."""
+
+
 class HeadlessSession:
     """One running graph. The same face as a client's session, without a peer."""
 
@@ -96,9 +100,9 @@ class Headless:
                     f"graph {graph!r} has {n} nodes file.in; a source can be given to one that has 1"
                 )
         if self.stopping:
-            raise StageError("the server is shutting down")
+            raise NotNow("the server is shutting down")
         if len(self.live) >= self.limit:
-            raise StageError(f"{self.limit} started graphs run already; stop one first")
+            raise NotNow(f"{self.limit} started graphs run already; stop one first")
         live = HeadlessSession(plan, self._clock, self._factory, source)
         self.live[live.id] = live
         try:
