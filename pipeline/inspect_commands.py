@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib
 from pathlib import Path
 from typing import Annotated, Any
@@ -59,7 +58,7 @@ def trace(
     token: Token = "",
 ) -> None:
     """Fetch the last 30 s of a running session's flight recorder; open it in ui.perfetto.dev."""
-    name, content = asyncio.run(fetch(url, token, session))
+    name, content = stopping.result(fetch(url, token, session))
     path = to or Path(f"{name}.json")
     path.write_bytes(content)
     err.print(
@@ -149,7 +148,7 @@ def compare_graph(
     for case in [found[name] for name in only] if only else found.values():
         with err.status(f"{plan.name}: {case.name}"):
             try:
-                outcome = asyncio.run(run_case(plan, case, MonotonicClock()))
+                outcome = stopping.result(run_case(plan, case, MonotonicClock()))
             except StageError as e:
                 failed += 1
                 out.print(

@@ -139,7 +139,7 @@ class Session:
     async def _close(self) -> None:
         if self._main is not None and not self._main.done():
             self._main.cancel()
-            _, pending = await asyncio.wait([self._main], timeout=CLOSE_BUDGET / SECOND / 2)
+            _, pending = await asyncio.wait([self._main], timeout=CLOSE_BUDGET / SECOND / 4)
             if pending:
                 stuck = [n for n, r in self.runners.items() if r.state == "running"]
                 log.error("session %s: tasks still running after cancel: %s", self.id, stuck)

@@ -56,9 +56,55 @@ def test_what_does_not_end_is_named_and_left(caplog: pytest.LogCaptureFixture) -
                 await asyncio.wait([never], timeout=0.01)
 
     with caplog.at_level(logging.WARNING), pytest.raises(KeyboardInterrupt):
-        stopping.run(work(), leave=leave, grace_s=0.05)
+        stopping.run(work(), leave=leave, grace_s=0.05, tell_s=20)
     assert codes == [130]
     assert "s-1/stuck" in caplog.text
+
+
+def test_a_file_that_gets_its_end_is_waited_for() -> None:
+    """Whatever else does not end."""
+    order: list[object] = []
+    begun, waited = threading.Event(), threading.Event()
+
+    def end_the_file() -> None:
+        with stopping.completing():
+            begun.set()
+            waited.wait(20)
+            order.append("whole")
+
+    class Ended(threading.Event):
+        """The work never ends."""
+
+        def wait(self, timeout: float | None = None) -> bool:
+            waits.append(timeout)
+            if len(waits) == 1:  # the grace is over
+                threading.Timer(0.05, waited.set).start()
+            return False
+
+    waits: list[float | None] = []
+    writer = threading.Thread(target=end_the_file)
+    writer.start()
+    begun.wait()
+    loop = asyncio.new_event_loop()
+    stopping._bound(Ended(), 1.4, 20, loop, 130, order.append)  # pyright: ignore[reportPrivateUsage]
+    loop.close()
+    writer.join()
+    assert order == ["whole", 130]
+    assert waits[0] == 1.4
+
+
+def test_an_exit_waits_for_the_files_that_daemon_threads_complete() -> None:
+    program = (
+        "import sys, threading, time\n"
+        "from penstock.pipeline import stopping\n"
+        "begun = threading.Event()\n"
+        "def end():\n"
+        "    with stopping.completing():\n"
+        "        begun.set(); time.sleep(.2); sys.stderr.write('whole')\n"
+        "threading.Thread(target=end, daemon=True).start(); begun.wait()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stderr == "whole"
 
 
 def test_a_command_that_a_script_starts_in_the_background_hears_sigint() -> None:
@@ -71,3 +117,14 @@ def test_a_command_that_a_script_starts_in_the_background_hears_sigint() -> None
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.stdout.splitlines()[-1] == "True", done.stderr
+
+
+def test_what_the_work_returns_or_raises_comes_back() -> None:
+    async def work(fails: bool) -> int:
+        if fails:
+            raise ValueError("no")
+        return 7
+
+    assert stopping.result(work(fails=False)) == 7
+    with pytest.raises(ValueError, match="no"):
+        stopping.result(work(fails=True))

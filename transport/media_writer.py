@@ -22,6 +22,7 @@ from ..pipeline.frame import AudioFrame, VideoFrame
 from ..pipeline.pixels import to_i420, to_rgb
 from ..pipeline.secret import shown
 from ..pipeline.stage import StageError
+from ..pipeline.stopping import completing
 from .srt_pipe import SrtPipe
 
 _TICKS = Fraction(1, 90_000)  # of pictures' times, as RTP has it
@@ -194,6 +195,11 @@ class MediaWriter:
 
         Raises: StageError when the end could not be written; what was written before has the file's name.
         """
+        # of a stream to a URL nothing is lost that its readers do not lose anyway
+        with contextlib.nullcontext() if self.to_url else completing():
+            return self._finish()
+
+    def _finish(self) -> bool:
         if self._done:
             return True
         self._done = True
