@@ -106,6 +106,10 @@ class NodeOutputs:
         """Frames put on the busiest port, for a source's rate."""
         return max((e.puts for edges in self._edges.values() for e in edges), default=0)
 
+    def total_puts(self) -> int:
+        """Frames put, counted once for each reader: whether it changes tells of progress."""
+        return sum(e.puts for edges in self._edges.values() for e in edges)
+
     def close(self) -> None:
         """The stage has ended: so do its edges."""
         for edges in self._edges.values():

@@ -395,6 +395,6 @@ def _settle(ends: Sequence[_End]) -> None:
 def error_words(error: BaseException) -> str:
     """The error's first line, for people."""
     text = str(error).strip().splitlines()
-    if isinstance(error, Rejected):
+    if text and isinstance(error, Rejected):
         return text[0][:300]
     return f"{type(error).__name__}: {text[0]}"[:300] if text else type(error).__name__

@@ -20,6 +20,7 @@ from .node_pool import NodePool
 from .outputs import NodeOutputs
 from .owned_tasks import OWNER, Owned
 from .playback import Playback
+from .progress import Progress
 from .recorder import Kind, Note
 from .replacement import Replace
 from .stage import Control, Dropped, Flush, Pool, Stage, StageError
@@ -68,7 +69,8 @@ class Runner:
         self._error: Exception | None = None  # raised on a fused edge, for the node's own task
         self._fused: list[Edge] = []
         self._since = 0  # when the call that is being awaited began; 0 when none is
-        self._hung, self._looked = False, (0, 0)  # the latter by `end_hang`: `_since`, and frames put
+        self._hung = False
+        self._progress = Progress()
         self._task: asyncio.Task[None] | None = None
         self._scope_sources: frozenset[str] = frozenset()
         self._tape = session.recorder
@@ -186,8 +188,8 @@ class Runner:
 
     @property
     def waits_since(self) -> int:
-        """When the call that is awaited now began, ns; 0 when none is."""
-        return self._since
+        """When the call that is awaited now began or last moved, ns; 0 when none is."""
+        return self._since and max(self._since, self._progress.moved)
 
     # ------------------------------------------------------------ running
 
@@ -272,14 +274,10 @@ class Runner:
         """End a call that has made no progress for HANG: the stage is restarted as after any failure."""
         if not self._since or self._task is None:
             return
-        looked, self._looked = self._looked, (self._since, self.out.puts())
-        puts = looked[0] == self._since and looked != self._looked  # in this call, since the last look
-        overdue = now - self._since > HANG
         # a slow reader may take as long as it likes; so may those who have their turn in a pool before this node
-        waits = overdue and True in [pool.in_turn() for pool in self.pools]  # each is to look
-        if puts or waits or self.stage.busy or any(e.full for e in self.out.blocking):
-            self._since, self._looked = now, (now, self._looked[1])
-        elif overdue:
+        waits = True in [pool.in_turn() for pool in self.pools]  # each is to look
+        excused = waits or self.stage.busy or any(e.full for e in self.out.blocking)
+        if self._progress.look(self._since, now, self.out.total_puts(), excused=excused) > HANG:
             self._hung, self._since = True, 0
             self._task.cancel()
 

@@ -11,6 +11,8 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from penstock.pipeline.clock import MS, NEVER, SECOND
+from penstock.pipeline.pool_seams import Rejected
+from penstock.pipeline.row_pool import error_words
 from penstock.pipeline.rows import DeadlineMissed, Flushed, PoolFailed, Row
 from penstock.pipeline.virtual_loop import run_virtual
 from row_models import Counting, loaded, row, virtual_pool
@@ -148,3 +150,9 @@ def test_every_row_ends_once_and_none_runs_late(
 def test_the_same_rows_give_the_same_trace(plan: list[dict[str, Any]], flush: list[tuple[int, str]]) -> None:
     one, two = (run_virtual(scenario(plan, flush, 1)) for _ in range(2))
     assert one == two
+
+
+def test_an_error_without_words_has_a_name() -> None:
+    assert error_words(Rejected("")) == "Rejected"
+    assert error_words(Rejected("told\nmore")) == "told"
+    assert error_words(ValueError()) == "ValueError"

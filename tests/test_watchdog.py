@@ -14,12 +14,12 @@ from graphs import STAGES, AudioWork, Sink, compile_test, run_session, sink_of
 from penstock.pipeline import watchdog as watchdog_module
 from penstock.pipeline.clock import MS, SECOND, LoopClock, MonotonicClock
 from penstock.pipeline.degrade import Quality
-from penstock.pipeline.frame import Frame
+from penstock.pipeline.frame import AudioFrame, Frame, TokenFrame
 from penstock.pipeline.node_pool import NodePool
 from penstock.pipeline.pool_plan import PoolPlan
 from penstock.pipeline.pools import Pools
 from penstock.pipeline.session import Session
-from penstock.pipeline.stage import Outputs, Stage
+from penstock.pipeline.stage import In, Out, Outputs, Ports, Stage
 from penstock.pipeline.virtual_loop import run_virtual
 from penstock.pipeline.watchdog import LoopWatchdog, culprit
 
@@ -186,6 +186,64 @@ def test_a_long_call_that_puts_frames_is_no_hang() -> None:
     session = run_virtual(run_session(compile_test(text % "slow")))
     assert session.runners["work"].restarts == 0
     assert len(sink_of(session).got) == 20
+
+
+class Aside(Stage):
+    """Puts ten frames on its busy port, then one every 6 s on the other; a side task may put for ever."""
+
+    ports = Ports({"audio": In(AudioFrame)}, {"audio": Out(AudioFrame), "text": Out(TokenFrame)})
+    forever = False
+
+    async def setup(self) -> None:
+        self.seen = 0
+
+    async def process(self, port: str, frame: Frame, out: Outputs) -> None:
+        self.seen += 1
+        if self.seen <= 10:
+            out.post("audio", frame)
+        elif Aside.forever:
+            Aside.forever = False
+            side = asyncio.create_task(self._say(10**6, out))
+            await asyncio.wait([side])
+        elif self.seen == 11:
+            await self._say(10, out)
+
+    async def _say(self, times: int, out: Outputs) -> None:
+        for _ in range(times):
+            await self.ctx.clock.sleep(6 * SECOND)
+            out.post("text", TokenFrame(pts=0, text="x"))
+
+
+STAGES["test.aside"] = Aside
+
+
+@pytest.mark.parametrize("forever", [False, True])
+def test_a_call_that_puts_on_a_lesser_port_is_no_hang_but_is_not_excused_for_ever(forever: bool) -> None:
+    Aside.forever = forever
+    text = GRAPH.replace("in: work.audio", "in: {audio: work.audio, text: work.text}")
+    session = run_virtual(run_session(compile_test(text.replace("frames: 1500", "frames: 12") % "aside")))
+    assert session.runners["work"].restarts == int(forever)
+    assert session.clock.now() < 700 * SECOND
+
+
+def test_a_call_into_a_wedged_pool_is_ended_after_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stuck(Hangs):
+        async def process(self, port: str, frame: Frame, out: Outputs) -> None:
+            self.seen += 1
+            if self.seen == 10 and not Hangs.hung:
+                Hangs.hung = True
+                pool = self.ctx.pool()
+                assert isinstance(pool, NodePool)
+                pool._queued.add(self)  # pyright: ignore[reportPrivateUsage] - its turn never comes
+                await asyncio.get_running_loop().create_future()
+            await out.send("audio", frame)
+
+    Hangs.hung = False
+    monkeypatch.setitem(STAGES, "test.stuck", Stuck)
+    session = run_virtual(run_session(compile_test(GRAPH % "stuck")))
+    assert session.runners["work"].restarts == 1
+    got = [at for at, _, _ in sink_of(session).got]
+    assert max(b - a for a, b in itertools.pairwise(got)) < 14 * SECOND
 
 
 def test_a_call_that_waits_for_its_turn_in_a_busy_pool_is_told_from_one_that_hangs() -> None:
