@@ -135,7 +135,7 @@ class DiffusionStream(Stage):
 
     def process(self, port: str, frame: Frame, out: Outputs) -> Awaitable[None] | None:
         if isinstance(frame, TokenFrame):
-            return self._told.hear(frame)
+            return self._told.hear(frame, out.source)
         assert isinstance(frame, VideoFrame)
         if self.params.paused:
             return None
@@ -177,7 +177,7 @@ class DiffusionStream(Stage):
         self._ask()
 
     def gap(self, port: str, gap: Gap, out: Outputs) -> None:
-        if gap.duration > CUT:  # a few lost frames are no other scene
+        if port == "video" and gap.duration > CUT:  # a few lost frames are no other scene
             self._forget = True
 
     async def finish(self, out: Outputs) -> None:

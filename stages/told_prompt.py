@@ -17,17 +17,23 @@ class ToldPrompt:
     def __init__(self, ctx: Context, model: str) -> None:
         self._ctx = ctx
         self._model = model
-        self._line = ""  # that is being told, in deltas
+        self._lines: dict[
+            str, tuple[tuple[int, int], str]
+        ] = {}  # source → utterance and epoch, its deltas so far
 
-    def hear(self, frame: TokenFrame) -> None:
-        self._line += frame.text
+    def hear(self, frame: TokenFrame, source: str) -> None:
+        """source: "node.port" that put the frame. What it began and did not end is forgotten with its next utterance."""
+        which = (frame.utterance, frame.epoch)
+        begun, line = self._lines.pop(source, (which, ""))
+        line = ((line if begun == which else "") + frame.text)[:LONGEST]
         if not frame.end:
+            self._lines[source] = (which, line)
             return
-        line, self._line = self._line.strip(), ""
+        line = line.strip()
         if not line:
             return
         if self._model == EMBEDDED and not read(line):  # else the picture would lose its style without a word
             known = ", ".join(phrases[0] for phrases in PHRASES.values())
             self._ctx.emit("diffusion.unknown_style", known=known)
             return
-        self._ctx.set_params(self._ctx.node, {"prompt": line[:LONGEST]})
+        self._ctx.set_params(self._ctx.node, {"prompt": line})

@@ -48,14 +48,14 @@ class StreamTts(Stage):
             "auto", "flite:rms", "flite:slt", "flite:awb", "flite:kal16", "espeak", "flow", "pocket"
         ] = Field(default="auto", description="auto takes the best there is; pocket is pulled first")
         model: str = Field(
-            "pocket-tts", description="Of pocket: a name of `penstock models`, folder or hub id"
+            default="pocket-tts", description="Of pocket: a name of `penstock models`, folder or hub id"
         )
         speaker: str = Field(default="alba", description="Of pocket: a name, or a .safetensors file")
         language: Annotated[str, written_as(r"[\w-]+", "a language's name, as english")] = Field(
             default="english", description="Of pocket"
         )
         stall: Duration = Field(
-            400 * MS, ge=0, description="Without more text what is written is spoken; 0 waits"
+            default=400 * MS, ge=0, description="Without more text what is written is spoken; 0 waits"
         )
         endpoint: SpeechEndpoint | None = Field(
             default=None, description="Speaks in place of the embedded voice"
