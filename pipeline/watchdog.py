@@ -40,10 +40,9 @@ class LoopWatchdog:
         self.longest = 0  # ns
         self.lag = 0  # ns: how late the last beat was
         self.last = ""  # "s-1/asr in …/asr.py:120 decode", the last culprit
-        self._found = ""  # on the stack when the loop was late
+        self._found = (0, "")  # a beat that was late, and what was on the stack then
         self._lag = lag
         self._beat = time.monotonic_ns()
-        self._told = False
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._handle: asyncio.TimerHandle | None = None
@@ -80,14 +79,14 @@ class LoopWatchdog:
 
     def _tick(self) -> None:
         now = time.monotonic_ns()
-        late, told = now - self._beat, self._told
+        late, (beat, found) = now - self._beat, self._found
+        told = beat == self._beat  # what is found of an older beat, after its end, says nothing of this one
         self.lag = max(0, late - BEAT)
         starved = processor_wait(self._native) - self._waited if told else 0
         collected, self._collected_before = self._collected - self._collected_before, self._collected
         self._beat = time.monotonic_ns()  # before it is told: what that takes is no other block
-        self._told = False
         if told:
-            self._tell(late, starved, collected)
+            self._tell(found, late, starved, collected)
         self._handle = asyncio.get_running_loop().call_later(BEAT / SECOND, self._tick)
 
     def _collects(self, phase: str, info: Mapping[str, int]) -> None:
@@ -99,7 +98,7 @@ class LoopWatchdog:
         else:
             self._collected += time.monotonic_ns() - self._collects_since
 
-    def _tell(self, late: int, starved: int, collected: int) -> None:
+    def _tell(self, found: str, late: int, starved: int, collected: int) -> None:
         self.longest = max(self.longest, late)
         if starved > late // 2:
             self.starved += 1
@@ -109,13 +108,13 @@ class LoopWatchdog:
             self.starved += 1
             words = "the event loop came %d ms late: garbage collection took %d ms"
             log.warning(words, late // MS, collected // MS)
-        elif self._found.rpartition(" ")[2] in NOBODY:
+        elif found.rpartition(" ")[2] in NOBODY:
             self.starved += 1
             words = "the event loop came %d ms late: another thread held the interpreter, or the process was stopped"
             log.warning(words, late // MS)
         else:
             self.blocks += 1
-            self.last = self._found
+            self.last = found
             log.warning("the event loop was blocked for %d ms by %s", late // MS, self.last)
 
     def _watch(self) -> None:
@@ -123,10 +122,9 @@ class LoopWatchdog:
             beat = self._beat
             if beat != self._seen:
                 self._seen, self._waited = beat, processor_wait(self._native)
-            if not self._told and time.monotonic_ns() - beat > self._lag + BEAT:
+            if beat != self._found[0] and time.monotonic_ns() - beat > self._lag + BEAT:
                 found = culprit(sys._current_frames().get(self._loop_thread))  # pyright: ignore[reportPrivateUsage]
-                if beat == self._beat:  # else it goes on already
-                    self._found, self._told = found, True
+                self._found = beat, found
 
 
 def processor_wait(native_id: int) -> int:

@@ -240,6 +240,8 @@ def test_readiness_says_why_not():
     async def main() -> None:
         async with http() as (server, session):
             assert (await get(session, "/health/ready"))["status"] == "ready"
+            server.desk.sessions.graphs = {}
+            assert (await get(session, "/health/ready"))["status"] == "ready", "none is broken"
             server.not_ready = "warming up: studio"
             assert (await get(session, "/health/ready", 503))["error"] == "warming up: studio"
             assert (await get(session, "/health/live"))["status"] == "ok"

@@ -9,6 +9,8 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from client import serving, until
 from graphs import STAGES, compile_test
 from penstock.pipeline.clock import SECOND, MonotonicClock
@@ -147,6 +149,27 @@ def test_it_says_what_a_sender_was_told() -> None:
     )
     assert _focus(told | {"kbps": 0, "dqp": 0.0}) == "  sees 2/s, any rate"
     assert _focus(told | {"sender": "none"}) == _focus(None) == ""
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (404, "is no Penstock server: it answers /sessions with 404"),
+        (502, "answers /sessions with 502: the server behind it is away"),
+    ],
+)
+def test_a_proxy_whose_server_is_away_is_told_from_another_service(status: int, words: str) -> None:
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(status=status, text="<html>")
+
+    async def main() -> None:
+        app = web.Application()
+        app.router.add_get("/sessions", answer)
+        async with TestServer(app) as proxy, Remote(str(proxy.make_url("/"))) as daemon:
+            await daemon.snapshot()
+
+    with pytest.raises(StageError, match=words):
+        asyncio.run(main())
 
 
 @pytest.mark.parametrize(

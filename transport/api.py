@@ -193,7 +193,7 @@ class Api:
         if why := self.ready():
             raise web.HTTPServiceUnavailable(text=why)
         broken, known = self.desk.broken, bool(caller_of(request).scopes)
-        if broken.keys() >= self.desk.graphs.keys():
+        if self.desk.graphs and broken.keys() >= self.desk.graphs.keys():
             reasons = "; ".join(f"{name}: {why}" for name, why in broken.items())
             raise web.HTTPServiceUnavailable(
                 text=f"no graph can start: {reasons}" if known else "no graph can start"

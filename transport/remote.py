@@ -14,6 +14,7 @@ import aiohttp
 from ..pipeline.stage import StageError
 
 TIMEOUT_S = 10
+AWAY = (502, 503, 504)  # as a proxy says it
 SHOWN = 12  # sessions whose figures are read for one picture: the others are only counted
 _METRIC = re.compile(r"^penstock_loop_(lag|longest_block)_seconds (\S+)$", re.MULTILINE)
 
@@ -56,6 +57,10 @@ class Remote:
             raise StageError(f"{self.url} cannot be talked to: {e}") from None
         if response.status == 401:
             raise StageError(f"{self.url}: {token_words(bool(self._headers))}")
+        if response.status in AWAY and not _why(content):
+            raise StageError(
+                f"{self.url} answers {path} with {response.status}: the server behind it is away"
+            )
         if response.status >= 400 and not _why(content):  # ours always has words
             raise StageError(f"{self.url} is no Penstock server: it answers {path} with {response.status}")
         if response.status >= 400:
