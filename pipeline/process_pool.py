@@ -7,7 +7,6 @@ memory. A dead or silent process is replaced in the background, while rows wait 
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
@@ -25,7 +24,14 @@ log = logging.getLogger(__name__)
 
 BACKOFF = SECOND // 5  # before a replacement; doubled for each further one in a row
 MAX_BACKOFF = 10 * SECOND
-CHECKOUT_S = 15.0  # only waited for when a process dies between the queue's look and ours
+RELOADS = (
+    SECOND // 2,
+    SECOND,
+    2 * SECOND,
+)  # pauses before a model is tried again whose file may be about to be replaced
+CHECKOUT_S = (
+    15.0  # waited for when a process dies between the queue's look and ours, or the free ones lack the model
+)
 SOUND = 60 * SECOND  # a process that lived so long starts from the first backoff again
 
 
@@ -42,8 +48,8 @@ class ProcessBackend:
         self._hang = hang
         self._clock: Clock = clock or MonotonicClock()
         self._specs: dict[str, ModelSpec] = {}
-        self._broken: dict[str, str] = {}  # models that a new process could not load again → why
-        self._free: queue.SimpleQueue[WorkerProcess] = queue.SimpleQueue()
+        self._free: list[WorkerProcess] = []  # the one that waits longest first
+        self._freed = threading.Condition()
         self._wake: Callable[[], object] = _nothing
         self._lock = threading.Lock()
         self._losses = 0  # in a row
@@ -51,7 +57,7 @@ class ProcessBackend:
 
     @property
     def ready(self) -> bool:
-        return not self._free.empty()
+        return bool(self._free)
 
     def attach(self, wake: Callable[[], object]) -> None:
         self._wake = wake
@@ -65,11 +71,11 @@ class ProcessBackend:
         with self._lock:  # one at a time: each is told to all processes
             while len(self.workers) < self._count:
                 self.workers.append(self._start())
-                self._free.put(self.workers[-1])
+                self._put(self.workers[-1])
             for worker in list(self.workers):
                 worker.load(spec)
+                worker.broken.pop(spec.name, None)
             self._specs[spec.name] = spec
-            self._broken.pop(spec.name, None)
 
     def adopt(self, name: str, model: RowModel) -> None:
         raise StageError(
@@ -85,12 +91,7 @@ class ProcessBackend:
 
     def forward(self, model: str, rows: Sequence[Row]) -> Sequence[Commit]:
         """Raises: LastingError, WorkerLost, Rejected."""
-        if why := self._broken.get(model):
-            raise LastingError(why)
-        try:
-            worker = self._free.get(timeout=CHECKOUT_S)
-        except queue.Empty:
-            raise WorkerLost(f"pool {self.name!r} has no process to run on") from None
+        worker = self._checkout(model)
         try:
             ends = worker.run(model, rows, self._hang)
         except (Rejected, LastingError, TypeError):  # the process is as good as before
@@ -112,27 +113,44 @@ class ProcessBackend:
     def _start(self) -> WorkerProcess:
         return WorkerProcess(self.name, self._clock, self._died)
 
+    def _checkout(self, model: str) -> WorkerProcess:
+        """A free process that has the model. Raises: LastingError when none has it any more, WorkerLost."""
+
+        def fit() -> WorkerProcess | None:
+            return next((w for w in self._free if model not in w.broken), None)
+
+        def any_has() -> bool:
+            return any(model not in w.broken for w in self.workers)
+
+        with self._freed:
+            self._freed.wait_for(lambda: fit() or not any_has(), CHECKOUT_S)
+            if (worker := fit()) is not None:
+                self._free.remove(worker)
+                return worker
+            if not any_has():
+                raise LastingError(self.workers[0].broken[model])
+            raise WorkerLost(f"pool {self.name!r} has no process to run on")
+
+    def _put(self, worker: WorkerProcess) -> None:
+        with self._freed:
+            self._free.append(worker)
+            self._freed.notify_all()
+
     def _give_back(self, worker: WorkerProcess) -> None:
         if worker.alive:
-            self._free.put(worker)
+            self._put(worker)
             self._wake()
         else:
             self._replace(worker)
 
     def _died(self, worker: WorkerProcess) -> None:
         """A process ended, perhaps while idle; called from its reader thread."""
-        waiting: list[WorkerProcess] = []
-        while True:
-            try:
-                other = self._free.get_nowait()
-            except queue.Empty:
-                break
-            if other is worker:
-                self._replace(worker)
-            else:
-                waiting.append(other)
-        for other in waiting:
-            self._free.put(other)
+        with self._freed:
+            idle = worker in self._free
+            if idle:
+                self._free.remove(worker)
+        if idle:
+            self._replace(worker)
 
     def _replace(self, worker: WorkerProcess) -> None:
         """In the background: a new process for a lost one."""
@@ -157,7 +175,7 @@ class ProcessBackend:
             try:
                 fresh = self._start()
                 with self._lock:
-                    self._load_again(fresh)
+                    self._load_again(old, fresh)
                     self.workers[self.workers.index(old)] = fresh
             except (WorkerLost, Rejected, OSError) as e:
                 log.error("pool %s: no new process: %s", self.name, e)
@@ -168,20 +186,27 @@ class ProcessBackend:
                 fresh.close()
                 return
             self.restarts += 1
-            self._free.put(fresh)
+            self._put(fresh)
             self._wake()
             return
 
-    def _load_again(self, fresh: WorkerProcess) -> None:
-        """What was loaded before. A model whose file is broken by now must not hold up the others, nor be tried for
-        ever: it is told once, and its rows fail until somebody loads it anew. Raises: WorkerLost, Rejected."""
+    def _load_again(self, old: WorkerProcess, fresh: WorkerProcess) -> None:
+        """What was loaded before. A model whose file is broken by now is tried for some seconds, in which others wait; then
+        it is told, and its rows go to the processes that have it still. Where none has they fail, until somebody
+        loads it anew. Raises: WorkerLost, Rejected."""
         for spec in list(self._specs.values()):
-            try:
-                fresh.load(spec)
-            except LastingError as e:
-                del self._specs[spec.name]
-                self._broken[spec.name] = str(e)
-                log.error("pool %s: model %s cannot be loaded again: %s", self.name, spec.name, e)
+            why, pauses = "", () if spec.name in old.broken else RELOADS
+            for pause in (*pauses, 0):
+                try:
+                    fresh.load(spec)
+                    break
+                except LastingError as e:
+                    why = str(e)
+                if pause and self._closed.wait(pause / SECOND):
+                    return
+            else:
+                fresh.broken[spec.name] = why
+                log.error("pool %s: model %s cannot be loaded again: %s", self.name, spec.name, why)
 
 
 def _commit(row: Row, end: dict[str, Any]) -> Any:

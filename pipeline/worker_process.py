@@ -40,6 +40,7 @@ class WorkerProcess:
 
     def __init__(self, name: str, clock: Clock, on_death: Callable[[WorkerProcess], None]) -> None:
         self.alive = True
+        self.broken: dict[str, str] = {}  # models that it has not, though others of its pool may → why
         self.started = clock.now()
         self._name = name
         self._clock = clock

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from penstock.pipeline import process_pool
 from penstock.pipeline.clock import MS, SECOND, MonotonicClock
 from penstock.pipeline.errors import LastingError
 from penstock.pipeline.pool_threads import ThreadDriver
@@ -25,6 +26,7 @@ from penstock.pipeline.rows import DeadlineMissed, ModelSpec, PoolFailed, Row
 from penstock.pipeline.shared_arrays import create, flatten, layout, release, restore, views, write
 from penstock.pipeline.stage import StageError
 from penstock.pipeline.thread_pool import ThreadPool
+from penstock.pipeline.worker_process import WorkerProcess
 
 ONES = np.ones((2, 3), np.float32)
 
@@ -129,8 +131,9 @@ def test_what_cannot_be_sent_is_named() -> None:
 
 
 def test_a_broken_checkpoint_is_told_once_and_not_tried_again(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(process_pool, "RELOADS", (MS,))
     file = tmp_path / "weights"
     file.write_text("garbage")
     spec = ModelSpec("c", "row_models:checkpoint", {"path": str(file)})
@@ -159,6 +162,59 @@ def test_a_broken_checkpoint_is_told_once_and_not_tried_again(
         file.write_text("weights")
         await pool.load(spec)
         assert (await pool.run("c", row()))["sum"][0, 0] == 1, "mended, the next session has it"
+
+    asyncio.run(with_pool(use))
+
+
+def test_rows_go_to_the_processes_that_have_their_model_still(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process_pool, "RELOADS", (MS,))
+    file = tmp_path / "weights"
+    file.write_text("weights")
+
+    async def use(pool: RowPool, backend: ProcessBackend) -> None:
+        await pool.load(ModelSpec("c", "row_models:checkpoint", {"path": str(file)}))
+        pids = [worker.process.pid for worker in backend.workers]
+        file.write_text("garbage")
+        replaced, loop = asyncio.Event(), asyncio.get_running_loop()
+        backend.attach(lambda: loop.call_soon_threadsafe(replaced.set))
+        os.kill(pids[0], signal.SIGKILL)
+        await replaced.wait()
+        assert backend.workers[0].broken
+        got = await asyncio.gather(*(pool.run("c", row(f"s{i}")) for i in range(6)))
+        assert {end["pid"] for end in got} == {pids[1]}
+
+    asyncio.run(with_pool(use, workers=2))
+
+
+def test_rows_wait_while_the_file_of_their_model_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process_pool, "RELOADS", (20 * MS,) * 1000)
+    file = tmp_path / "weights"
+    file.write_text("weights")
+
+    async def use(pool: RowPool, backend: ProcessBackend) -> None:
+        await pool.load(ModelSpec("c", "row_models:checkpoint", {"path": str(file)}))
+        first = await pool.run("c", row())
+        file.write_text("half of it")
+        tried, load = asyncio.Event(), WorkerProcess.load
+        loop = asyncio.get_running_loop()
+
+        def told(worker: WorkerProcess, spec: ModelSpec) -> None:
+            try:
+                load(worker, spec)
+            except LastingError:
+                loop.call_soon_threadsafe(tried.set)
+                raise
+
+        monkeypatch.setattr(WorkerProcess, "load", told)
+        os.kill(first["pid"], signal.SIGKILL)
+        await tried.wait()
+        waits = asyncio.create_task(pool.run("c", row()))
+        file.write_text("weights")
+        assert (await waits)["pid"] != first["pid"]
 
     asyncio.run(with_pool(use))
 
