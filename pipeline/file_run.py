@@ -18,6 +18,7 @@ from .clock import SECOND, MonotonicClock
 from .graph import Plan
 from .session import Binding, Session
 from .stage import StageError
+from .stopping import completed
 
 _ROOT = __name__.split(".")[0]
 
@@ -130,6 +131,7 @@ async def run_files(
             console.print("stopping; what was written so far is kept", highlight=False)
             await session.close("stopped by a signal")
             await ended
+            await asyncio.to_thread(completed)  # a long file's end takes longer than a session's close may
         stop.cancel()
     if session.failure:
         raise StageError(session.failure)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 import os
 import signal
@@ -38,7 +39,16 @@ def test_an_orderly_signal_returns() -> None:
     stopping.run(work(), orderly=(signal.SIGTERM,))
 
 
-def test_what_does_not_end_is_named_and_left(caplog: pytest.LogCaptureFixture) -> None:
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_what_does_not_end_is_named_and_left(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = Screen()
+    monkeypatch.setattr(sys, "stdout", screen)
     left = threading.Event()
     codes: list[int] = []
 
@@ -59,6 +69,7 @@ def test_what_does_not_end_is_named_and_left(caplog: pytest.LogCaptureFixture) -
         stopping.run(work(), leave=leave, grace_s=0.05, tell_s=20)
     assert codes == [130]
     assert "s-1/stuck" in caplog.text
+    assert screen.getvalue() == stopping.SHOW_CURSOR
 
 
 def test_a_file_that_gets_its_end_is_waited_for() -> None:
