@@ -395,6 +395,20 @@ def test_one_told_to_stop_is_not_ready_any_more(manager: Manager):
     asyncio.run(main())
 
 
+def test_a_reload_while_it_warms_up_comes_after_ready(manager: Manager):
+    async def main() -> None:
+        served = daemon(manager)
+        served.reload()
+        task = asyncio.create_task(served.run())
+        await until(lambda: manager.read().count("READY=1") == 2)
+        said = [line for line in manager.lines if line in ("READY=1", "RELOADING=1")]
+        assert said == ["READY=1", "RELOADING=1", "READY=1"]
+        served.stop()
+        await within(task)
+
+    asyncio.run(main())
+
+
 def test_a_full_server_says_nothing_against_a_graph(manager: Manager):
     async def main() -> None:
         served = Daemon({"steady": compile_test(STEADY)}, notifier=manager.notifier(), start=["steady"])

@@ -95,6 +95,7 @@ class Daemon:
         self.server.metrics.links = [bridge.link for bridge in self.bridges]
         self._told_to_stop = asyncio.Event()
         self._trying = asyncio.Lock()
+        self._announced = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self.server.desk.on_opened.append(self._opened)
 
@@ -140,6 +141,7 @@ class Daemon:
         if self.autostart.untried:
             log.warning("ready; still starting: %s", ", ".join(self.autostart.untried))
         self.notifier.ready(self.status())
+        self._announced.set()
         if on_ready is not None:
             on_ready(self.server.url, self.sessions.broken)
         return asyncio.create_task(self.notifier.feed(self.clock, self.stuck, self.status), name="notify")
@@ -230,6 +232,7 @@ class Daemon:
         self._spawn(self._reload(), "reload")
 
     async def _reload(self) -> None:
+        await self._announced.wait()  # its end says READY, which a daemon that warms up is not
         self.notifier.reloading(self.clock)
         result = await self.reloader.reload()
         for name in {*result.changed, *self.sessions.broken}.difference(self.autostart.names):
