@@ -249,7 +249,7 @@ class Runner:
             try:
                 work = only() if only else bursts[edge]()
                 if work is not None:
-                    self._since = start = now()
+                    self._hung, self._since = False, (start := now())
                     try:
                         await work
                     finally:
@@ -272,13 +272,13 @@ class Runner:
 
     def end_hang(self, now: int) -> None:
         """End a call that has made no progress for HANG: the stage is restarted as after any failure."""
-        if not self._since or self._task is None:
+        if not self._since or self._hung or self._task is None:
             return
         # a slow reader may take as long as it likes; so may those who have their turn in a pool before this node
         waits = True in [pool.in_turn() for pool in self.pools]  # each is to look
         excused = waits or self.stage.busy or any(e.full for e in self.out.blocking)
         if self._progress.look(self._since, now, self.out.total_puts(), excused=excused) > HANG:
-            self._hung, self._since = True, 0
+            self._hung = True
             self._task.cancel()
 
     def marks(self, edge: Edge) -> tuple[Callable[[Note], None] | None, int, int]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import itertools
 import sys
@@ -226,6 +227,28 @@ def test_a_call_that_puts_on_a_lesser_port_is_no_hang_but_is_not_excused_for_eve
     session = run_virtual(run_session(compile_test(text.replace("frames: 1500", "frames: 12") % "aside")))
     assert session.runners["work"].restarts == int(forever)
     assert session.clock.now() < 700 * SECOND
+
+
+def test_a_call_that_cannot_be_ended_is_seen_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Deaf(Hangs):
+        async def process(self, port: str, frame: Frame, out: Outputs) -> None:
+            self.seen += 1
+            if self.seen == 1:
+                return  # at 0, which stands for no time
+            with contextlib.suppress(asyncio.CancelledError):
+                await self.ctx.clock.sleep(60 * SECOND)
+            await self.ctx.clock.sleep(60 * SECOND)
+
+    async def look(session: Session) -> None:
+        work = session.runners["work"]
+        await session.clock.sleep(45 * SECOND)
+        assert work.waits_since
+        assert session.clock.now() - work.waits_since > 40 * SECOND
+
+    monkeypatch.setitem(STAGES, "test.deaf", Deaf)
+    text = GRAPH.replace("frames: 1500", "frames: 2")
+    session = run_virtual(run_session(compile_test(text % "deaf"), meanwhile=look))
+    assert session.runners["work"].restarts == 0, "it came back by itself"
 
 
 def test_a_call_into_a_wedged_pool_is_ended_after_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
