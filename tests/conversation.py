@@ -21,6 +21,7 @@ from penstock.pipeline.pool_plan import PoolPlan
 from penstock.pipeline.pools import DevicePool, Pools
 from penstock.pipeline.session import Session
 from penstock.pipeline.stage import Control, Flush, In, Out, Outputs, Ports, Stage
+from penstock.pipeline.thread_pool import PoolStats
 from penstock.pipeline.virtual_loop import run_virtual
 from penstock.stages.chat_calls import FunctionCall
 from penstock.stages.chat_client import Limits
@@ -230,9 +231,11 @@ class InlineThreads:
 
     def __init__(self, cost: int) -> None:
         self._cost = cost
+        self.stats = PoolStats()
 
     async def call(self, fn: Callable[..., Any], *args: object, deadline: int = NEVER) -> Any:
         await asyncio.sleep(self._cost / SECOND)
+        self.stats.done += 1
         return fn(*args)
 
     def close(self) -> None:
