@@ -80,11 +80,11 @@ def test_a_stage_that_takes_long_to_load_lets_the_old_one_work_on() -> None:
 
     async def main() -> None:
         session, _ = await running(TWO % (5, 1))
-        STAGES["test.slow"] = Slow
+        STAGES["test.tardy"] = Slow
         try:
-            new = compile_test((TWO % (5, 1)).replace("first: {use: test.work", "first: {use: test.slow"))
+            new = compile_test((TWO % (5, 1)).replace("first: {use: test.work", "first: {use: test.tardy"))
         finally:
-            del STAGES["test.slow"]
+            del STAGES["test.tardy"]
         assert apply(session, new, diff(session.plan, new)) == []
         await session.wait()
         got = sink_of(session).got

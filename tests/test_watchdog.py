@@ -181,12 +181,12 @@ class Slow(Stage):
             await out.send(port, frame)
 
 
-STAGES["test.slow"] = Slow
+STAGES["test.lengthy"] = Slow
 
 
 def test_a_long_call_that_puts_frames_is_no_hang() -> None:
     text = GRAPH.replace("frames: 1500", "frames: 2")
-    session = run_virtual(run_session(compile_test(text % "slow")))
+    session = run_virtual(run_session(compile_test(text % "lengthy")))
     assert session.runners["work"].restarts == 0
     assert len(sink_of(session).got) == 20
 
