@@ -24,14 +24,10 @@ log = logging.getLogger(__name__)
 
 BACKOFF = SECOND // 5  # before a replacement; doubled for each further one in a row
 MAX_BACKOFF = 10 * SECOND
-RELOADS = (
-    SECOND // 2,
-    SECOND,
-    2 * SECOND,
-)  # pauses before a model is tried again whose file may be about to be replaced
-CHECKOUT_S = (
-    15.0  # waited for when a process dies between the queue's look and ours, or the free ones lack the model
-)
+# pauses before a model is tried again whose file may be about to be replaced
+RELOADS = (SECOND // 2, SECOND, 2 * SECOND)
+# waited for when a process dies between the queue's look and ours, or the free ones lack the model
+CHECKOUT_S = 15.0
 SOUND = 60 * SECOND  # a process that lived so long starts from the first backoff again
 
 

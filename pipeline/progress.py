@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from .clock import SECOND
 
-LONGEST = (
-    600 * SECOND
-)  # what puts may be a task beside the call: it speaks for the call so long, and no longer
+# what puts may be a task beside the call: it speaks for the call so long, and no longer
+LONGEST = 600 * SECOND
 
 
 class Progress:

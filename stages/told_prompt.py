@@ -17,9 +17,8 @@ class ToldPrompt:
     def __init__(self, ctx: Context, model: str) -> None:
         self._ctx = ctx
         self._model = model
-        self._lines: dict[
-            str, tuple[tuple[int, int], str]
-        ] = {}  # source → utterance and epoch, its deltas so far
+        # source → utterance and epoch, its deltas so far
+        self._lines: dict[str, tuple[tuple[int, int], str]] = {}
 
     def hear(self, frame: TokenFrame, source: str) -> None:
         """source: "node.port" that put the frame. What it began and did not end is forgotten with its next utterance."""
