@@ -31,7 +31,7 @@ def rules(every_s: float = 1.0, blind: bool = False) -> Finder:
         if index == 0:
             state.clear()
             state.update(attention=Attention(), detectors=Detectors(), last=-1.0)
-        attention, detectors = state["attention"], state["detectors"]
+        told, detectors = state["attention"], state["detectors"]
         now = index * SECOND // BASE_FPS
         if (
             seen is not None
@@ -41,8 +41,8 @@ def rules(every_s: float = 1.0, blind: bool = False) -> Finder:
             state["last"] = index / BASE_FPS
             gray = _without(seen.gray, shots[index]) if blind else seen.gray
             if (found := detectors.text(gray, now)) is not None:
-                attention.told(found, now)
-        return attention.current(now)
+                told.told(found, now)
+        return told.current(now)
 
     return find
 
@@ -66,7 +66,7 @@ def attention(every_s: float = 1.0) -> Finder:
             state.clear()
             session = VlmSession(model, Memory(176, 96, pictures=WINDOW))
             state.update(attention=Attention(), model=model, runner=Runner(model), session=session, last=-1.0)
-        current: Attention = state["attention"]
+        told: Attention = state["attention"]
         now = index * SECOND // BASE_FPS
         if seen is not None and index / BASE_FPS - state["last"] >= every_s:
             state["last"] = index / BASE_FPS
@@ -74,8 +74,8 @@ def attention(every_s: float = 1.0) -> Finder:
             colour = next(w for w in shots[index].question.split() if w in COLOURS)
             grid, confidence = _look(state["runner"], state["session"], f"where is {colour}")
             fields = {"grid": grid_of(grid), "confidence": min(1.0, confidence), "ttl_ms": TTL_MS}
-            current.told(fields | {"source": "attention"}, now)
-        return current.current(now)
+            told.told(fields | {"source": "attention"}, now)
+        return told.current(now)
 
     return find
 

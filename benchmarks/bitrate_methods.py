@@ -15,7 +15,7 @@ from fractions import Fraction
 import av
 import cv2
 import numpy as np
-from bitrate_scene import H, Image, Shot, W, accuracy, full_range, luma
+from bitrate_scene import H, Image, Shot, W, accuracy, full_range
 from penstock.pipeline.clock import MS, SECOND
 from penstock.transport.importance import DQP_MOST, GRID_H, GRID_W, ImportanceMap, Source, grid_of
 from penstock.transport.roi_encoder import RoiEncoder
@@ -127,14 +127,20 @@ def run(shots: Sequence[Shot], codec: str, kbps: float, way: Way) -> tuple[float
 
 def _cropped(line: Line, shot: Shot, whole: Image | None, now: int) -> Image | None:
     """The region and a margin of 8 pixels, laid over the enlarged small picture."""
-    w, h = shot.width + 16, shot.height + 16
-    x, y = min(max(0, shot.x - 8), W - w), min(max(0, shot.y - 8), H - h)
-    sent = line(np.ascontiguousarray(shot.rgb[y : y + h, x : x + w]), now)
+    place = _around(shot)
+    sent = line(np.ascontiguousarray(shot.rgb[place]), now)
     if sent is None:
         return None
     base = np.zeros((H, W), np.uint8) if whole is None else np.asarray(cv2.resize(whole, (W, H)), np.uint8)
-    base[y : y + h, x : x + w] = sent
+    base[place] = sent
     return base
+
+
+def _around(shot: Shot) -> tuple[slice, slice]:
+    """Where in the picture what is asked about is, with a margin of 8 pixels."""
+    w, h = shot.width + 16, shot.height + 16
+    x, y = min(max(0, shot.x - 8), W - w), min(max(0, shot.y - 8), H - h)
+    return slice(y, y + h), slice(x, x + w)
 
 
 def _coarse(rgb: Image) -> Image:
@@ -239,13 +245,11 @@ def still_bytes_at_90(shots: Sequence[Shot]) -> tuple[int | None, float]:
         sizes: list[int] = []
         scores: list[float] = []
         for shot in shots[BASE_FPS :: BASE_FPS // EVAL_FPS]:
-            w, h = shot.width + 16, shot.height + 16
-            x, y = min(max(0, shot.x - 8), W - w), min(max(0, shot.y - 8), H - h)
-            data = encode_still(np.ascontiguousarray(shot.rgb[y : y + h, x : x + w]), quality)
+            place = _around(shot)
+            data = encode_still(np.ascontiguousarray(shot.rgb[place]), quality)
             sizes.append(len(data))
-            shown = luma(shot.rgb) * 0
-            decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
-            shown[y : y + h, x : x + w] = decoded
+            shown = np.zeros((H, W), np.uint8)
+            shown[place] = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
             scores.append(accuracy(shown, shot))
         if np.mean(scores) >= TARGET:
             return round(float(np.mean(sizes))), float(np.mean(scores))

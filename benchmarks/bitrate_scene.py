@@ -8,6 +8,7 @@ as in DeViBench, whose questions are mostly on text. Everything is drawn from th
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -106,24 +107,35 @@ def print_digits(text: str, size: int) -> tuple[Image, int]:
 
 
 def display(rng: np.random.Generator) -> tuple[Image, tuple[Item, ...]]:
-    face = np.full((CARD_H, CARD_W), WHITE, np.uint8)
+    return printed(rng, CARD_W, CARD_H, CODES, NUMBERS)
+
+
+def printed(
+    rng: np.random.Generator,
+    width: int,
+    height: int,
+    codes: Sequence[tuple[int, int, int]],
+    numbers: Sequence[tuple[int, int, int, int]],
+) -> tuple[Image, tuple[Item, ...]]:
+    """(height, width), white paper with other codes and numbers each time; and what they say. As CODES and NUMBERS."""
+    face = np.full((height, width), WHITE, np.uint8)
     items: list[Item] = []
-    for module, x, y in CODES:
+    for module, x, y in codes:
         text = f"{rng.integers(0, 10**12):012d}"
         drawn = code(text, module)
         h, w = drawn.shape
         face[y : y + h, x : x + w] = np.minimum(drawn, WHITE)
         items.append(Item("code", module, text, x, y, w, h))
-    for size, digits, x, y in NUMBERS:
+    for size, digits, x, y in numbers:
         text = "".join(rng.choice(list("0123456789"), digits))
         drawn, _ = print_digits(text, size)
-        h, w = min(drawn.shape[0], CARD_H - y), min(drawn.shape[1], CARD_W - x)
+        h, w = min(drawn.shape[0], height - y), min(drawn.shape[1], width - x)
         face[y : y + h, x : x + w] = drawn[:h, :w]
         items.append(Item("number", size, text, x, y, w, h))
     return face, tuple(items)
 
 
-def window(image: Image, x: float, y: float, zoom: float, width: int, height: int) -> Image:
+def window(image: NDArray[Any], x: float, y: float, zoom: float, width: int, height: int) -> NDArray[Any]:
     """A view of the image around (x, y), to the fraction of a pixel, mirrored at its borders."""
     matrix = np.array([[1 / zoom, 0, x - width / 2 / zoom], [0, 1 / zoom, y - height / 2 / zoom]], np.float32)
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
@@ -131,6 +143,14 @@ def window(image: Image, x: float, y: float, zoom: float, width: int, height: in
         cv2.warpAffine(image, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REFLECT_101),
         image.dtype,
     )
+
+
+def pan(image: NDArray[Any], t: float) -> NDArray[Any]:
+    """(H, W, …): what a hand-held camera sees of an image of 900×700, t seconds on."""
+    return window(
+        image, 450 + 90 * np.sin(t * 0.6) + 3 * np.sin(t * 6), 350 + 50 * np.cos(t * 0.5) + 3 * np.sin(t * 8),
+        1.05 + 0.05 * np.sin(t * 0.4), W, H,
+    )  # fmt: skip
 
 
 def render(scene: str, seed: int, fps: int = 10, seconds: float = 8.0) -> list[Shot]:
@@ -144,10 +164,7 @@ def render(scene: str, seed: int, fps: int = 10, seconds: float = 8.0) -> list[S
     shots: list[Shot] = []
     for n in range(round(fps * seconds)):
         t = n / fps
-        view = window(
-            back, 450 + 90 * np.sin(t * 0.6) + 3 * np.sin(t * 6), 350 + 50 * np.cos(t * 0.5) + 3 * np.sin(t * 8),
-            1.05 + 0.05 * np.sin(t * 0.4), W, H,
-        )  # fmt: skip
+        view = pan(back, t)
         view[20:220, 400:620] = window(texture, 256 + 40 * t, 256 + 25 * t, 1.2, 220, 200)
         ox, oy = int(180 + 150 * np.sin(t * 0.9)), int(250 + 40 * np.sin(t * 1.3))
         moving = window(thing, 160, 160, 0.75, 240, 200)

@@ -23,10 +23,9 @@ from bitrate_scene import (
     Item,
     Shot,
     W,
-    code,
+    pan,
     photograph,
-    print_digits,
-    window,
+    printed,
 )
 from numpy.typing import NDArray
 from penstock.models.toy_world import COLOURS, SIZE
@@ -83,22 +82,9 @@ def _signs(scene: str, seed: int) -> list[Sign]:
 
 def _label(rng: np.random.Generator) -> tuple[Floats, tuple[Item, ...]]:
     """(LABEL_H, LABEL_W) of mean 0, from paper to ink one apart, and what is printed."""
-    face = np.full((LABEL_H, LABEL_W), WHITE, np.uint8)
-    items: list[Item] = []
-    module, x, y = CODE
-    text = f"{rng.integers(0, 10**12):012d}"
-    drawn = code(text, module)
-    h, w = drawn.shape
-    face[y : y + h, x : x + w] = np.minimum(drawn, WHITE)
-    items.append(Item("code", module, text, x, y, w, h))
-    for size, digits, x, y in NUMBERS:
-        text = "".join(rng.choice(list("0123456789"), digits))
-        drawn, _ = print_digits(text, size)
-        h, w = min(drawn.shape[0], LABEL_H - y), min(drawn.shape[1], LABEL_W - x)
-        face[y : y + h, x : x + w] = drawn[:h, :w]
-        items.append(Item("number", size, text, x, y, w, h))
+    face, items = printed(rng, LABEL_W, LABEL_H, (CODE,), NUMBERS)
     ink = cv2.GaussianBlur(face.astype(np.float32), (0, 0), SOFT) / (WHITE - BLACK)
-    return np.asarray(ink - ink.mean(), np.float32), tuple(items)
+    return np.asarray(ink - ink.mean(), np.float32), items
 
 
 def _clouds(rng: np.random.Generator) -> Floats:
@@ -140,7 +126,7 @@ def render(scene: str, seed: int, fps: int = 10, seconds: float = 8.0) -> list[S
         if int(t / CHANGE_S) != second:
             second = int(t / CHANGE_S)
             labels = [_label(rng) for _ in signs]
-        view = clouds + _pan(fine, t)
+        view = clouds + pan(fine, t)
         place = (0, 0)
         for k, (sign, phase, (ink, _)) in enumerate(zip(signs, phases, labels, strict=True)):
             x = sign.x + 12 * np.sin(t * 0.7 + phase) + 2 * np.sin(t * 7)
@@ -158,14 +144,6 @@ def render(scene: str, seed: int, fps: int = 10, seconds: float = 8.0) -> list[S
         asked = f"What do the numbers on the {signs[0].colour} one say?"
         shots.append(Shot(rgb, *place, labels[0][1], LABEL_W, LABEL_H, asked))
     return shots
-
-
-def _pan(fine: Floats, t: float) -> Floats:
-    shifted = window(
-        fine, 450 + 90 * np.sin(t * 0.6) + 3 * np.sin(t * 6), 350 + 50 * np.cos(t * 0.5) + 3 * np.sin(t * 8),
-        1.05 + 0.05 * np.sin(t * 0.4), W, H,
-    )  # fmt: skip
-    return np.asarray(shifted, np.float32)
 
 
 def _check() -> None:

@@ -20,6 +20,18 @@ from penstock.stages.diffusion_params import DiffusionOptions, DiffusionParams
 from safetensors.torch import save_file
 
 
+def restyle_graph(weights: Path) -> str:
+    """A graph that draws a client's pictures anew with the weights of that file."""
+    return f"""
+penstock: 1
+graph: restyle
+nodes:
+  client: {{use: webrtc.in}}
+  restyle: {{use: diffusion.stream, in: client.video, weights: {weights}, device: cpu}}
+  out: {{use: webrtc.out, in: {{video: restyle.video}}}}
+"""
+
+
 def random_weights(folder: Path) -> Path:
     torch.manual_seed(0)
     net = RestyleNet(SIZE)

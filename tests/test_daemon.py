@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 from client import GRAPHS, Client, until, within
-from diffusion_rig import random_weights
+from diffusion_rig import random_weights, restyle_graph
 from graphs import compile_test
 from managers import Manager, daemon
 from penstock.pipeline.clock import MS, SECOND, ManualClock
@@ -94,14 +94,7 @@ def test_a_drain_ends_what_stays_over_its_time(manager: Manager):
 def test_a_graph_that_cannot_start_is_told_as_such_until_it_can(manager: Manager, tmp_path: Path):
     weights = tmp_path / "mine.safetensors"
     weights.write_bytes(b"\x08")
-    broken = compile_test(f"""
-penstock: 1
-graph: restyle
-nodes:
-  client: {{use: webrtc.in}}
-  restyle: {{use: diffusion.stream, in: client.video, weights: {weights}, device: cpu}}
-  out: {{use: webrtc.out, in: {{video: restyle.video}}}}
-""")
+    broken = compile_test(restyle_graph(weights))
     path = tmp_path / "restyle.yaml"
     why = f"node 'restyle': {weights} is no readable safetensors file"
 

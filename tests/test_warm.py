@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from diffusion_rig import Rig, picture, play, random_weights
+from diffusion_rig import Rig, picture, play, random_weights, restyle_graph
 from graphs import AudioWork, compile_test
 from penstock.pipeline.clock import LoopClock
 from penstock.pipeline.errors import LastingError
@@ -22,14 +22,7 @@ async def warmed(plan: Plan) -> str:
 def test_a_broken_checkpoint_is_told_at_warm_up_and_not_tried_again(tmp_path: Path) -> None:
     broken = tmp_path / "trunc.safetensors"
     broken.write_bytes(random_weights(tmp_path).read_bytes()[:5000])
-    plan = compile_test(f"""
-penstock: 1
-graph: restyle
-nodes:
-  client: {{use: webrtc.in}}
-  restyle: {{use: diffusion.stream, in: client.video, weights: {broken}, device: cpu}}
-  out: {{use: webrtc.out, in: {{video: restyle.video}}}}
-""")
+    plan = compile_test(restyle_graph(broken))
     told = asyncio.run(warmed(plan))
     assert told.startswith(f"node 'restyle': {broken} is no readable safetensors file: ")
     assert "\n" not in told

@@ -63,9 +63,8 @@ class Autostart:
                 why = str(e)
             except StageError as e:
                 why = self._desk.sessions.broken[name] = str(e)
-            except (
-                Exception
-            ) as e:  # the supervisor's boundary: a stage's own fault is tried again as any other
+            # the supervisor's boundary: a stage's own fault is tried again as any other
+            except Exception as e:
                 log.exception("graph %s cannot start", name)
                 why = self._desk.sessions.broken[name] = error_words(e)
             self._has_tried(name)

@@ -37,9 +37,8 @@ log = logging.getLogger(__name__)
 OnReady: TypeAlias = Callable[[str, Mapping[str, str]], None]  # the URL; graphs that cannot start → why
 
 WEDGED = 30 * SECOND  # a stage's call lasts this long although the engine ends hung calls after 10 s
-STARTING = (
-    10 * SECOND
-)  # that graphs of `start` may hold READY up: a camera that is off must not fail the service
+# that graphs of `start` may hold READY up: a camera that is off must not fail the service
+STARTING = 10 * SECOND
 POLL = 50 * MS  # how often a drain looks whether all have left
 
 

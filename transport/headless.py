@@ -61,9 +61,8 @@ class Headless:
         self.closed: Callable[[HeadlessSession], None] = lambda live: None
         self.limit = limit
         self.stopping = False
-        self.kept: dict[
-            str, int
-        ] = {}  # graphs that run all the time but for pauses → when the last pause ends
+        # graphs that run all the time but for pauses → when the last pause ends
+        self.kept: dict[str, int] = {}
         self.sources = Sources()  # that callers may name
         self._clock = clock
         self._factory = factory
